@@ -1,0 +1,162 @@
+"""The ports to Kafka: consume, produce, look. Their docstrings are the contract; choreo/testing/conformance.py checks it.
+
+Adapters: choreo.kafka (the real thing) and choreo.testing.memory (for tests).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from enum import Enum
+from typing import NamedTuple, Protocol, TypeAlias
+
+import msgspec
+
+from choreo.errors import BrokerError
+from choreo.record import Batch, Outgoing, Record, TopicPartition
+
+
+class Edge(Enum):
+    """A symbolic place in a partition."""
+
+    BEGINNING = "beginning"
+    END = "end"
+
+
+Start: TypeAlias = int | Edge | datetime
+"""Where to read on: an offset, an edge, or the first record at or after a time."""
+
+
+class Rebalanced(Protocol):
+    """Told of a group's decisions, in the thread that polls, from within `poll` or `close`."""
+
+    def assigned(self, committed: Mapping[TopicPartition, int | None]) -> Mapping[TopicPartition, Start]:
+        """New partitions with their committed offsets; answers where to start each. Reading begins when it returns."""
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """They are being taken; answers the offsets to commit before they go. May block within its budget."""
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        """They are gone already; nothing can be committed."""
+
+
+class CommitResult(msgspec.Struct, frozen=True):
+    """How a commit ended; `error` None is success. An error that is `retriable` is committed again by the next one."""
+
+    offsets: Mapping[TopicPartition, int]
+    error: BrokerError | None
+
+
+class Consumer(Protocol):
+    """A member of a consumer group. Not thread-safe: one thread makes every call, also `close`."""
+
+    def subscribe(self, topics: Sequence[str], listener: Rebalanced) -> None:
+        """Joins the group. Returns at once; assignments come through `poll`."""
+
+    def poll(self, max_records: int, timeout_s: float) -> list[Batch]:
+        """At most `max_records` records, waiting at most `timeout_s` for the first. Raises BrokerError; `fatal`: build anew.
+
+        Offsets within a partition rise but may have gaps. Partitions that were revoked meanwhile are left out.
+        """
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        """No records of them until `resume`. Partitions that aren't assigned are ignored."""
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None:
+        """The contrary. Reading goes on where it stopped: nothing is lost, nothing comes twice."""
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Begins to commit; at most one commit is under way, the newest offsets win. Never goes back. Results: `commit_results`."""
+
+    def commit_results(self) -> list[CommitResult]:
+        """What became of commits since the last call."""
+
+    def close(self) -> None:
+        """Leaves the group, through `revoked`. A second call does nothing."""
+
+
+class Report(NamedTuple):
+    """What became of one record that was sent. `error` None: acknowledged by all in-sync replicas, at `offset`."""
+
+    partition: int
+    offset: int
+    error: BrokerError | None
+
+
+class Producer(Protocol):
+    """Writes records, idempotently and acknowledged by all in-sync replicas; the order of a key is the order of sends.
+
+    `send` and `poll` are called by one thread at a time.
+    """
+
+    def send(self, record: Outgoing, report: Callable[[Report], None]) -> None:
+        """Takes the record; `report` is called exactly once, from `poll` or `flush`. Raises BufferError when the local queue is
+        full (poll, then try again) and BrokerError when the record can never be written (too large, unknown topic)."""
+
+    def poll(self, timeout_s: float) -> int:
+        """Calls the reports that have come, waiting at most `timeout_s` for the first; how many."""
+
+    def flush(self, timeout_s: float) -> int:
+        """Waits for all reports; how many are still out."""
+
+    def close(self, timeout_s: float) -> int:
+        """Flushes within `timeout_s`, then drops and reports what is left; how many those were. A second call does nothing."""
+
+
+class TopicInfo(msgspec.Struct, frozen=True):
+    """A topic as the broker has it. `config` holds the settings that were not defaults, as text."""
+
+    name: str
+    partitions: int
+    replication: int
+    config: Mapping[str, str] = {}
+
+
+class LogReader(Protocol):
+    """Reads partitions by position, outside of any group. Not thread-safe."""
+
+    def ends(self, topic: str) -> Mapping[TopicPartition, tuple[int, int]]:
+        """First offset and end (one past the last) of each partition. Raises BrokerError, `code` UNKNOWN_TOPIC_OR_PART."""
+
+    def assign(self, starts: Mapping[TopicPartition, int]) -> None:
+        """Reads these partitions from these offsets from now on, and no others. An offset below the first reads from the first."""
+
+    def read(self, timeout_s: float) -> list[Record]:
+        """What has come, waiting at most `timeout_s` for the first record."""
+
+    def position(self) -> Mapping[TopicPartition, int]:
+        """One past the last offset that was read or, on a log with gaps, skipped."""
+
+    def close(self) -> None:
+        """Releases it. A second call does nothing."""
+
+
+class Cluster(Protocol):
+    """Looks at the brokers and makes topics. Every call blocks and raises BrokerError."""
+
+    def topics(self) -> Mapping[str, TopicInfo]:
+        """All topics one may see."""
+
+    def create(self, topics: Sequence[TopicInfo]) -> None:
+        """Makes topics; one that is there already is an error."""
+
+    def add_partitions(self, topic: str, total: int) -> None:
+        """Raises a topic's number of partitions to `total`."""
+
+    def describe(self) -> str:
+        """One line: ``127.0.0.1:9092, 3 brokers``."""
+
+    def close(self) -> None:
+        """Releases it."""
+
+
+class Broker(Protocol):
+    """Makes the clients of one cluster; what a Service is wired with."""
+
+    def consumer(self, group: str) -> Consumer: ...
+
+    def producer(self) -> Producer: ...
+
+    def reader(self) -> LogReader: ...
+
+    def cluster(self) -> Cluster: ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -41,6 +42,9 @@ JSON = "application/json"
 
 # The namespace of every derived id. A constant of the wire format: changing it changes every child id there is.
 _NAMESPACE = bytes.fromhex("6ba7b8129dad11d180b400c04fd430c8")
+_TRACE_ID = re.compile("(?!0{32})[0-9a-f]{32}")
+_TRACEPARENT = re.compile("00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_LATER_VERSION = re.compile("(?!00|ff)[0-9a-f]{2}-.{52}(-.*)?")
 _PLAIN = "choreo.plain"
 _DERIVED = "choreo.derived"
 
@@ -123,7 +127,10 @@ def header_text(value: bytes | None, limit: int = MAX_HEADER_CHARS) -> str | Non
 
 
 class Wire(msgspec.Struct, frozen=True, gc=False):
-    """The ids and context that came with a record; what was not asked for was not parsed."""
+    """The ids and context that came with a record; what was not asked for was not parsed.
+
+    Ids are printable: one with a NUL or an escape sequence could not be stored, and would act on terminals.
+    """
 
     event_id: str
     flow_id: str
@@ -131,17 +138,22 @@ class Wire(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def cause_id(self) -> str | None:
-        return header_text(self.by_name.get(CAUSATION_ID), MAX_ID_CHARS)
+        return _printable_id(self.by_name.get(CAUSATION_ID))
 
     @property
     def source(self) -> str | None:
-        return header_text(self.by_name.get(SOURCE))
+        text = header_text(self.by_name.get(SOURCE))
+        return text if text is not None and text.isprintable() else None
 
     @property
     def traceparent(self) -> str | None:
-        """The `traceparent` header where it is valid (W3C Trace Context, version 00), else None."""
-        text = header_text(self.by_name.get(TRACEPARENT), 55)
-        return text if text is not None and valid_traceparent(text) else None
+        """The `traceparent` header, in the form of version 00, where it is valid (W3C Trace Context), else None."""
+        text = header_text(self.by_name.get(TRACEPARENT))
+        if text is None or valid_traceparent(text):
+            return text
+        # A later version may say more after 55 characters; what it has in common with version 00 still counts.
+        common = f"00{text[2:55]}"
+        return common if _LATER_VERSION.fullmatch(text) and valid_traceparent(common) else None
 
     def text(self, name: str) -> str | None:
         return header_text(self.by_name.get(name))
@@ -159,15 +171,28 @@ class Wire(msgspec.Struct, frozen=True, gc=False):
 def read_wire(record: Record) -> Wire:
     """The ids of a record. Without a usable `choreo-id` the event is plain: derived id, a flow of its own."""
     by_name = dict(record.headers)
-    event_id = header_text(by_name.get(ID), MAX_ID_CHARS)
+    event_id = _printable_id(by_name.get(ID))
     if event_id is None:
         event_id = plain_id(record)
-    return Wire(event_id, header_text(by_name.get(CORRELATION_ID), MAX_ID_CHARS) or event_id, by_name)
+    return Wire(event_id, _printable_id(by_name.get(CORRELATION_ID)) or event_id, by_name)
+
+
+def _printable_id(value: bytes | None) -> str | None:
+    if not value or len(value) > MAX_ID_CHARS:
+        return None
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return None
+    return text if text.isprintable() else None
 
 
 def text_headers(headers: Headers) -> dict[str, str]:
-    """Every readable header as text, the last of a repeated name; what is not UTF-8 is left out."""
-    return {name: text for name, value in headers if (text := header_text(value)) is not None}
+    """Every readable header as text, the last readable one of a repeated name.
+
+    Null values, what is not UTF-8, and what is over MAX_HEADER_CHARS bytes are left out; empty ones are there.
+    """
+    return {name: text for name, value in headers if (text := "" if value == b"" else header_text(value)) is not None}
 
 
 # ---- W3C Trace Context and Baggage ----------------------------------------------------------------------------------
@@ -175,27 +200,26 @@ def text_headers(headers: Headers) -> dict[str, str]:
 
 def valid_traceparent(text: str) -> bool:
     """Whether it is a version-00 traceparent with a non-zero trace id and span id."""
-    if len(text) != 55 or not text.startswith("00-") or text[35] != "-" or text[52] != "-":
-        return False
-    trace, span, flags = text[3:35], text[36:52], text[53:55]
-    lower_hex = all(c in "0123456789abcdef" for c in trace + span + flags)
-    return lower_hex and trace.strip("0") != "" and span.strip("0") != ""
+    return _TRACEPARENT.fullmatch(text) is not None
 
 
 def root_trace_id(flow_id: str) -> str:
     """The trace id (32 hex digits) of a flow that starts without a trace: the flow's UUID itself, so that both find it."""
     digits = flow_id.replace("-", "")
-    if len(digits) == 32 and all(c in "0123456789abcdef" for c in digits) and digits.strip("0"):
+    if _TRACE_ID.fullmatch(digits):
         return digits
     return hashlib.sha256(flow_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def child_traceparent(parent: str | None, flow_id: str, event_id: str) -> str:
-    """The traceparent of an event when no span was recorded: the parent's trace and flags, a span id from the event's id."""
+    """The traceparent of an event when no span was recorded: the parent's trace, a span id from the event's id.
+
+    Of the parent's flags the two that W3C defines are kept, sampled (1) and random trace id (2); the others must be 0.
+    """
     span_id = hashlib.sha1(event_id.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:16]
     if parent is None:
         return f"00-{root_trace_id(flow_id)}-{span_id}-00"
-    return f"{parent[:36]}{span_id}{parent[52:]}"
+    return f"{parent[:36]}{span_id}-{int(parent[53:55], 16) & 3:02x}"
 
 
 def parse_baggage(text: str | None) -> dict[str, str]:

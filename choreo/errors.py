@@ -37,19 +37,20 @@ class DecodeError(ChoreoError):
 
     `reason` is one of `value`, `envelope`, `type`, `version`, `payload`; `path` is where in the value
     (``payload.total_cents``), `detail` what was expected and what came, `event_type` the type where it was readable.
+    All of them may hold what a stranger wrote: they are shortened, and what can't be printed is escaped.
     """
 
     def __init__(self, reason: str, detail: str, *, path: str = "", event_type: str | None = None) -> None:
         self.reason = reason
-        self.detail = detail
-        self.path = path
-        self.event_type = event_type
-        super().__init__(self._message())
+        self.detail = printable(detail, 400)
+        self.path = printable(path, 200)
+        self.event_type = None if event_type is None else printable(event_type, 200)
+        super().__init__(reason, self.detail)
 
-    def _message(self) -> str:
-        field = self.path.removeprefix("payload.") if self.reason == "payload" else self.path
+    def __str__(self) -> str:
+        field = self.path.removeprefix("payload").removeprefix(".") if self.reason == "payload" else self.path
         what = f"payload of {self.event_type}" if self.reason == "payload" and self.event_type else self.reason
-        return f"{what}: {field}: {self.detail}" if field and field != "payload" else f"{what}: {self.detail}"
+        return f"{what}: {field}: {self.detail}" if field else f"{what}: {self.detail}"
 
 
 class HandlerError(ChoreoError):
@@ -75,7 +76,8 @@ class TransientError(HandlerError):
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
-        self.retry_after_s = retry_after_s
+        # float(): a Retry-After header is text, and this must fail here, not in the engine.
+        self.retry_after_s = None if retry_after_s is None else float(retry_after_s)
 
 
 class HandlerTimeoutError(TransientError):
@@ -102,6 +104,13 @@ class StoreError(ChoreoError):
 
 class StateError(ChoreoError):
     """An invariant of choreo does not hold. The process stops without committing."""
+
+
+def printable(text: str, max_chars: int) -> str:
+    """The text as it may be shown on a terminal and sent in a header: control characters escaped, the middle of what is too long left out."""
+    if len(text) > max_chars:
+        text = f"{text[: max_chars // 2]}…{text[-((max_chars - 1) // 2) :]}"
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -7,7 +7,8 @@ subclass without ``type=`` is a mixin, not an event.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar, Generic, Literal, Protocol, dataclass_transform, runtime_checkable
 
 import msgspec
@@ -17,6 +18,7 @@ from choreo.errors import ConfigurationError, did_you_mean
 
 _STRUCT_OPTIONS = frozenset({"rename", "forbid_unknown_fields", "omit_defaults", "order", "eq", "gc", "cache_hash", "dict", "weakref"})
 _OWN_OPTIONS = frozenset({"type", "topic", "key", "version"})
+MAX_VERSION = 999_999
 PayloadKind = Literal["struct", "dataclass", "pydantic", "any"]
 
 
@@ -59,8 +61,8 @@ def event_spec(
 ) -> EventSpec | None:
     """The checked facts of one event class; None for a mixin (no `type`)."""
     if isinstance(type, _Missing):
-        for keyword, value in (("topic", topic), ("key", key)):
-            if not isinstance(value, _Missing):
+        for keyword, given in (("topic", topic is not MISSING), ("key", key is not MISSING), ("version", version != 1)):
+            if given:
                 raise ConfigurationError(
                     f"event {name}: {keyword}= without type=; add type='...' (its name on the wire), or leave both out for a mixin"
                 )
@@ -68,29 +70,44 @@ def event_spec(
     for keyword, value in (("type", type), ("topic", topic)):
         if isinstance(value, _Missing):
             raise ConfigurationError(f"event {name}: {keyword}= is missing; say {keyword}='...'")
-        if not isinstance(value, str) or value != value.strip() or not 0 < len(value) <= 200:  # type: ignore[redundant-expr]
-            raise ConfigurationError(f"event {name}: {keyword}={value!r} is no name; use a non-empty string of at most 200 characters")
+        if not _is_name(value):
+            raise ConfigurationError(
+                f"event {name}: {keyword}={value!r} is no name; use a printable string of 1 to 200 characters, not '*'"
+            )
     if isinstance(key, _Missing):
         raise ConfigurationError(f"event {name}: key= is missing; name the field that orders its events, or say key=None for no order")
     if key is not None and not isinstance(key, str):
         raise ConfigurationError(f"event {name}: key={key!r} is no field name; use the name of a field or property, or None")
-    if isinstance(version, bool) or version < 1:
-        raise ConfigurationError(f"event {name}: version={version!r}; versions count from 1")
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= MAX_VERSION:  # type: ignore[redundant-expr]
+        raise ConfigurationError(f"event {name}: version={version!r}; versions count from 1 to {MAX_VERSION}")
     assert isinstance(topic, str)
     return EventSpec(type=type, topic=topic, key=key, version=version, kind=kind)
 
 
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable() and value == value.strip() and value != "*"
+
+
 def check_key(cls: type, spec: EventSpec, *, known: tuple[str, ...]) -> None:
     """Refuses a key that is neither a field nor a property of the payload."""
-    if spec.key is None or spec.key in known or isinstance(getattr(cls, spec.key, None), property):
+    if spec.key is None or spec.key in known or isinstance(getattr(cls, spec.key, None), property | cached_property):
         return
     raise ConfigurationError(f"event {cls.__name__}: key={spec.key!r} is neither a field nor a property{did_you_mean(spec.key, known)}")
 
 
+def check_event(cls: type[EventLike]) -> None:
+    """Checks what could not be checked while the class of a dataclass or pydantic event was made: its fields, and its key."""
+    spec = cls.__event__
+    if spec.kind == "dataclass":
+        if "__dataclass_fields__" not in cls.__dict__:
+            raise ConfigurationError(f"event {cls.__name__} is no dataclass; put @dataclass(frozen=True) above its class line")
+        check_key(cls, spec, known=tuple(field.name for field in fields(cls)))  # type: ignore[arg-type]
+    elif spec.kind == "pydantic":
+        check_key(cls, spec, known=(*cls.model_fields, *cls.model_computed_fields))  # type: ignore[attr-defined]
+
+
 class EventMeta(msgspec.StructMeta):
     """Makes every Event frozen and keyword-only and checks its class keywords, which no type checker does."""
-
-    __event__: EventSpec
 
     def __new__(
         mcls: type[EventMeta],
@@ -115,7 +132,8 @@ class EventMeta(msgspec.StructMeta):
         spec = event_spec(name, type=type, topic=topic, key=key, version=version, kind="struct")
         if spec is not None:
             check_key(cls, spec, known=cls.__struct_fields__)
-            cls.__event__ = spec
+            # Not declared on the metaclass: pyright would then find it there, and no Event an EventLike.
+            cls.__event__ = spec  # type: ignore[attr-defined]
         return cls
 
 
@@ -192,7 +210,7 @@ def key_of(event: EventLike) -> str | None:
     if type(value) is str:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+        return int.__repr__(value)  # of an IntEnum too, whatever its __str__ says
     if isinstance(value, str):
         return str.__str__(value)
     raise ConfigurationError(

@@ -1,7 +1,7 @@
 """Where shall the process break? Named points that tests make fail; a no-op unless CHOREO_FAILPOINT is set.
 
 ``CHOREO_FAILPOINT=after_store_commit=kill9`` or ``name=action[:number]``, several separated by commas: the action
-happens at the `number`-th hit (default 1). Actions: kill9, stop (SIGSTOP), sleep (`number` seconds), raise, exit.
+happens at the `number`-th hit (default 1). Actions: kill9, stop (SIGSTOP), sleep (`number` seconds, at each hit), raise, exit.
 The names are part of what the crash tests rely on; see NAMES.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from math import isfinite
 
 from choreo.errors import ConfigurationError, StateError
 
@@ -44,15 +45,28 @@ class _Point:
 
 def _parse(text: str) -> dict[str, _Point]:
     points: dict[str, _Point] = {}
-    for part in filter(None, text.split(",")):
+    for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, rest = part.partition("=")
-        action, _, number = rest.partition(":")
-        if name not in NAMES or action not in ACTIONS:
+        action, _, written = rest.partition(":")
+        number = _number(action, written or "1")
+        if name not in NAMES or action not in ACTIONS or number is None:
             raise ConfigurationError(
                 f"CHOREO_FAILPOINT: {part!r}; use NAME=ACTION[:NUMBER] with a name of {sorted(NAMES)} and an action of {sorted(ACTIONS)}"
             )
-        points[name] = _Point(action, float(number or 1))
+        if name in points:
+            raise ConfigurationError(f"CHOREO_FAILPOINT: {name!r} is there twice; a point has one action")
+        points[name] = _Point(action, number)
     return points
+
+
+def _number(action: str, written: str) -> float | None:
+    """Seconds for `sleep`, else which hit, counted from 1; None when it is neither."""
+    try:
+        number = float(written)
+    except ValueError:
+        return None
+    usable = isfinite(number) and (number >= 0 if action == "sleep" else number >= 1 and number.is_integer())
+    return number if usable else None
 
 
 _points = _parse(os.environ.get("CHOREO_FAILPOINT", ""))

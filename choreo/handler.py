@@ -14,19 +14,20 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Generic, TypeAlias, Union, get_args, get_origin, get_type_hints
+from datetime import UTC, datetime
+from math import isfinite
+from typing import Any, ClassVar, Generic, Never, NoReturn, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import msgspec
-from typing_extensions import TypeVar
+from typing_extensions import NoDefault, TypeAliasType, TypeVar
 
 from choreo.core.retry import RetryPolicy
-from choreo.envelope import Envelope, Wire, parse_baggage, text_headers
-from choreo.errors import ConfigurationError
-from choreo.events import AnyEvent, EventLike, Tombstone, own_spec
+from choreo.envelope import CONTROL_PREFIX, Envelope, Wire, parse_baggage, text_headers
+from choreo.errors import ConfigurationError, PermanentError
+from choreo.events import AnyEvent, EventLike, Tombstone, check_event, own_spec
 from choreo.record import Record
 
-P = TypeVar("P")
+P = TypeVar("P", bound="EventLike | Tombstone[Any]")
 T = TypeVar("T", default=None)
 E = TypeVar("E", bound=EventLike, covariant=True)
 
@@ -127,26 +128,31 @@ class Context(msgspec.Struct, Generic[T], frozen=True):
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-class Emit(msgspec.Struct, Generic[E], frozen=True):
+class _Carries(msgspec.Struct, Generic[E], frozen=True):
+    event: E
+
+
+class Emit(_Carries[E], Generic[E], frozen=True, kw_only=True):
     """An event with more said about it than the event itself can say.
 
-    `key` and `topic` replace the type's own, `headers` are added (names that begin with ``choreo-`` are refused),
-    `id_key` makes the child id independent of the order of emits. `after` and `at` are timers: they need a store with
-    an outbox, and are refused without one.
+    `key` and `topic` (a logical name) replace the type's own, `headers` are added (names that begin with ``choreo-``
+    are refused), `id_key` makes the child id independent of the order of emits.
     """
 
-    event: E
-    _: msgspec.UnsetType = msgspec.UNSET
     key: str | None = None
     topic: str | None = None
     headers: Mapping[str, str] = {}
-    after: timedelta | None = None
-    at: datetime | None = None
     id_key: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in self.headers:
+            if name.startswith(CONTROL_PREFIX):
+                raise PermanentError(f"Emit: header {name!r}; names that begin with {CONTROL_PREFIX} are choreo's own, use another")
 
-EmitItem: TypeAlias = "EventLike | Emit[EventLike] | Tombstone[Any]"
-Emits: TypeAlias = EventLike | Emit[EventLike] | Iterable[EventLike | Emit[EventLike]] | None
+
+EmitItem: TypeAlias = EventLike | Emit[EventLike] | Tombstone[Any]
+Emits: TypeAlias = EmitItem | Iterable[EmitItem] | None
+"""What a handler may return; as its return annotation: undeclared, anything."""
 
 
 class Handler(ABC, Generic[P, T]):
@@ -171,10 +177,10 @@ class Handler(ABC, Generic[P, T]):
             cls.name = kebab_case(cls.__name__)
 
     @abstractmethod
-    def handle(self, event: Envelope[P], context: Context[T]) -> Emits | Awaitable[Emits]:
+    def handle(self, event: Envelope[P], context: Context[T], /) -> Emits | Awaitable[Emits]:
         """Handles one event; what it returns is emitted. Raise TransientError or PermanentError to say what a failure is."""
 
-    def recover(self, event: Envelope[P], failure: Failure, context: Context[T]) -> Emits | Awaitable[Emits]:
+    def recover(self, event: Envelope[P], failure: Failure, context: Context[T], /) -> Emits | Awaitable[Emits]:
         """The last resort, when it is overridden: turns a final failure into emits (compensation) instead of a letter."""
         raise NotImplementedError
 
@@ -211,18 +217,13 @@ class HandlerSpec:
 def describe(handler: Handler[Any, Any], index: int) -> HandlerSpec:
     """Reads a handler's contract. Raises ConfigurationError that says what to write instead."""
     cls = type(handler)
+    if isinstance(handler, type):
+        raise ConfigurationError(f"handler {handler.__name__} is a class; pass an instance, {handler.__name__}(...)")
+    _check_attributes(handler)
     payloads, tombstones = _payload_types(cls)
     name = handler.name
-    for written in (name, *handler.aliases):
-        if not _NAME.fullmatch(written):
-            raise ConfigurationError(
-                f"handler {cls.__name__}: name {written!r}; use lower-case letters, digits, '.', '_' and '-', at most 128"
-            )
     topics = _topics(handler, payloads, tombstones)
-    if not handler.timeout_s > 0:
-        raise ConfigurationError(f"handler {name}: timeout_s={handler.timeout_s!r}; use seconds above 0")
-    if handler.max_concurrency is not None and handler.max_concurrency < 1:
-        raise ConfigurationError(f"handler {name}: max_concurrency={handler.max_concurrency}; use at least 1, or None")
+    on_thread = _runs_on_thread(handler)
     return HandlerSpec(
         handler=handler,
         index=index,
@@ -233,13 +234,31 @@ def describe(handler: Handler[Any, Any], index: int) -> HandlerSpec:
         topics=topics,
         emits=_emits(handler),
         transaction=_transaction_type(cls),
-        on_thread=_runs_on_thread(handler),
+        on_thread=on_thread,
         recovers=cls.recover is not Handler.recover,
         retry=handler.retry,
         timeout_s=float(handler.timeout_s),
         ordered=handler.ordered,
         max_concurrency=handler.max_concurrency,
     )
+
+
+def _check_attributes(handler: Handler[Any, Any]) -> None:
+    shown = f"handler {type(handler).__name__}"
+    for attribute in ("aliases", "topics", "emits"):
+        value: object = getattr(handler, attribute, ())
+        if not isinstance(value, tuple):
+            raise ConfigurationError(f"{shown}: {attribute}={value!r} is no tuple; write {attribute} = (...,), the comma makes it one")
+    for written in (handler.name, *handler.aliases):
+        if not _NAME.fullmatch(written):
+            raise ConfigurationError(f"{shown}: name {written!r}; use lower-case letters, digits, '.', '_' and '-', at most 128")
+    retry, timeout_s, at_once = (getattr(handler, attribute) for attribute in ("retry", "timeout_s", "max_concurrency"))
+    if not isinstance(retry, RetryPolicy):
+        raise ConfigurationError(f"{shown}: retry={retry!r}; use RetryPolicy(max_attempts=...)")
+    if not (isinstance(timeout_s, int | float) and isfinite(timeout_s) and timeout_s > 0):
+        raise ConfigurationError(f"{shown}: timeout_s={timeout_s!r}; use finite seconds above 0")
+    if at_once is not None and not (isinstance(at_once, int) and at_once >= 1):
+        raise ConfigurationError(f"{shown}: max_concurrency={at_once!r}; use at least 1, or None")
 
 
 def kebab_case(name: str) -> str:
@@ -250,24 +269,29 @@ def kebab_case(name: str) -> str:
 def handler_arguments(cls: type) -> tuple[Any, Any]:
     """The P and T of ``Handler[P, T]``, resolved through generic bases of the user's own."""
     found = _resolve(cls, {})
-    if found is None:
-        raise ConfigurationError(f"handler {cls.__name__}: which event? write class {cls.__name__}(Handler[SomeEvent])")
+    if found is None or isinstance(found[0], TypeVar):
+        raise ConfigurationError(f"handler {cls.__name__}: which event? write class {cls.__name__}({cls.__bases__[0].__name__}[SomeEvent])")
     return found
 
 
 def _resolve(cls: Any, bound: Mapping[Any, Any]) -> tuple[Any, Any] | None:
-    for base in getattr(cls, "__orig_bases__", ()):
+    for base in cls.__dict__.get("__orig_bases__", cls.__bases__):
         origin = get_origin(base) or base
+        if not issubclass(origin, Handler):
+            continue
         arguments = tuple(_substitute(argument, bound) for argument in get_args(base))
         if origin is Handler:
-            return (arguments[0], arguments[1] if len(arguments) > 1 else type(None))
-        if isinstance(origin, type) and issubclass(origin, Handler):
-            parameters = getattr(origin, "__parameters__", ())
-            return _resolve(origin, dict(zip(parameters, arguments, strict=False)))
-    for base in cls.__bases__:
-        if issubclass(base, Handler) and base is not Handler:
-            return _resolve(base, {})
+            return (arguments[0], arguments[1] if len(arguments) > 1 else type(None)) if arguments else None
+        parameters: tuple[Any, ...] = getattr(origin, "__parameters__", ())
+        defaults = {parameter: _default_of(parameter) for parameter in parameters[len(arguments) :]}
+        return _resolve(origin, defaults | dict(zip(parameters, arguments, strict=False)))
     return None
+
+
+def _default_of(parameter: Any) -> Any:
+    # Where a type variable has no default it stays what it is, and handler_arguments refuses it.
+    default = getattr(parameter, "__default__", NoDefault)
+    return parameter if default is NoDefault else default
 
 
 def _substitute(argument: Any, bound: Mapping[Any, Any]) -> Any:
@@ -284,16 +308,27 @@ def _payload_types(cls: type) -> tuple[tuple[type[EventLike], ...], tuple[type[E
     tombstones: list[type[EventLike]] = []
     for member in _members(handler_arguments(cls)[0]):
         wanted, into = (get_args(member)[0], tombstones) if get_origin(member) is Tombstone else (member, payloads)
-        if own_spec(wanted) is None:
+        if own_spec(wanted) is None or (wanted is AnyEvent and into is tombstones):
             shown = getattr(wanted, "__name__", repr(wanted))
             raise ConfigurationError(
                 f"handler {cls.__name__}: {shown} is no event type; it needs a class with type=, topic=, key= (or AnyEvent)"
             )
+        check_event(wanted)
         into.append(wanted)
+    _refuse_ambiguous(cls, [(payload.__event__.topic, payload.__event__.type) for payload in payloads], "two classes of one type")
+    _refuse_ambiguous(cls, [tombstone.__event__.topic for tombstone in tombstones], "two Tombstones of one topic, and a null says no type")
     return tuple(payloads), tuple(tombstones)
 
 
+def _refuse_ambiguous(cls: type, names: list[Any], why: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(f"handler {cls.__name__}: {name} is there twice: {why}; name one of them")
+
+
 def _members(annotation: Any) -> tuple[Any, ...]:
+    if isinstance(annotation, TypeAliasType):
+        return _members(annotation.__value__)
     if get_origin(annotation) in (Union, types.UnionType):
         return tuple(member for part in get_args(annotation) for member in _members(part))
     return (annotation,)
@@ -301,12 +336,17 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 def _transaction_type(cls: type) -> type | None:
     wanted = handler_arguments(cls)[1]
-    return None if wanted in (None, type(None)) or isinstance(wanted, TypeVar) else wanted
+    if wanted in (None, type(None)) or isinstance(wanted, TypeVar):
+        return None
+    connection = get_origin(wanted) or wanted  # AsyncConnection[DictRow] is an AsyncConnection
+    if not isinstance(connection, type) or connection in (Any, types.UnionType):
+        raise ConfigurationError(f"handler {cls.__name__}: its second parameter {wanted!r} is no class of connections; use AsyncConnection")
+    return connection
 
 
 def _topics(handler: Handler[Any, Any], payloads: tuple[type[EventLike], ...], tombstones: tuple[type[EventLike], ...]) -> tuple[str, ...]:
     if AnyEvent in payloads:
-        if len(payloads) > 1 or not handler.topics:
+        if len(payloads) > 1 or tombstones or not handler.topics:
             raise ConfigurationError(f"handler {handler.name}: AnyEvent stands alone and needs topics=('...',)")
         return tuple(handler.topics)
     if handler.topics:
@@ -315,18 +355,34 @@ def _topics(handler: Handler[Any, Any], payloads: tuple[type[EventLike], ...], t
 
 
 def _runs_on_thread(handler: Handler[Any, Any]) -> bool:
-    function = inspect.unwrap(type(handler).handle)
-    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        raise ConfigurationError(f"handler {handler.name}: handle must not yield; return the events (one, a list, or None)")
-    return not inspect.iscoroutinefunction(type(handler).handle)
+    cls = type(handler)
+    if cls.recover is not Handler.recover:
+        _is_async(handler, cls.recover)
+    return not _is_async(handler, cls.handle)
+
+
+def _is_async(handler: Handler[Any, Any], function: Callable[..., object]) -> bool:
+    inner = inspect.unwrap(function)
+    for layer in (function, inner):
+        if inspect.isasyncgenfunction(layer) or inspect.isgeneratorfunction(layer):
+            raise ConfigurationError(f"handler {handler.name}: {inner.__name__} must not yield; return the events (one, a list, or None)")
+    if inspect.iscoroutinefunction(inner) and not inspect.iscoroutinefunction(function):
+        # It would run on a thread, and its answer would be a coroutine that nobody awaits.
+        decorator = getattr(getattr(function, "__code__", None), "co_qualname", type(function).__qualname__)
+        raise ConfigurationError(
+            f"handler {handler.name}: {inner.__name__} is 'async def', but its decorator's wrapper {decorator} is not; "
+            "make that wrapper 'async def' too, and await in it"
+        )
+    return inspect.iscoroutinefunction(function)
 
 
 def _emits(handler: Handler[Any, Any]) -> frozenset[type] | None:
     declared = getattr(handler, "emits", None)
     if declared is not None:
         for cls in declared:
-            if own_spec(cls) is None:
-                raise ConfigurationError(f"handler {handler.name}: emits names {cls!r}, which is no event type")
+            if own_spec(cls) is None or cls is AnyEvent:
+                raise ConfigurationError(f"handler {handler.name}: emits names {cls!r}, which is no event type that can be emitted")
+            check_event(cls)
         return frozenset(declared)
     found: set[type] = set()
     functions: list[Callable[..., object]] = [type(handler).handle]
@@ -340,23 +396,27 @@ def _emits(handler: Handler[Any, Any]) -> frozenset[type] | None:
 
 
 def _return_hint(handler: Handler[Any, Any], function: Any) -> Any:
-    try:
-        hints = get_type_hints(inspect.unwrap(function))
-    except NameError as error:
+    inner = inspect.unwrap(function)
+    written = inspect.get_annotations(inner)
+    if "return" not in written:
         raise ConfigurationError(
-            f"handler {handler.name}: its return annotation can't be read ({error}; imported under TYPE_CHECKING?); "
-            "import it for real, or say emits = (...) on the class"
-        ) from error
-    if "return" not in hints:
-        raise ConfigurationError(
-            f"handler {handler.name}: {function.__name__} has no return annotation, and it is the contract; "
+            f"handler {handler.name}: {inner.__name__} has no return annotation, and it is the contract; "
             f"write '-> OrderPaid | None', '-> None', or '-> Emits' for undeclared"
         )
-    return hints["return"]
+    try:
+        # The return annotation alone: a connection that is imported under TYPE_CHECKING for a parameter does no harm.
+        alone = types.SimpleNamespace(__annotations__={"return": written["return"]})
+        return get_type_hints(alone, globalns=getattr(inner, "__globals__", {}))["return"]
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
+        raise ConfigurationError(
+            f"handler {handler.name}: its return annotation can't be read ({error}; imported under TYPE_CHECKING, "
+            "or a class made inside a function?); import it for real, or say emits = (...) on the class"
+        ) from error
 
 
 _CONTAINERS = (
     Iterable,
+    collections.abc.Iterator,
     list,
     tuple,
     set,
@@ -364,20 +424,24 @@ _CONTAINERS = (
     collections.abc.Sequence,
     collections.abc.Collection,
     Awaitable,
-    collections.abc.Coroutine,
 )
 
 
 def _collect(handler: Handler[Any, Any], annotation: Any, into: set[type]) -> bool:
     """Adds the event types an annotation names; False when it is `Emits`, or anything: undeclared."""
-    if annotation in (None, type(None), Ellipsis):
+    if annotation in (None, type(None), Ellipsis, Never, NoReturn):
         return True
     if annotation in (Any, EventLike, object) or isinstance(annotation, TypeVar):
         return False
+    if isinstance(annotation, TypeAliasType):
+        return _collect(handler, annotation.__value__, into)
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType) or origin in _CONTAINERS or origin in (Emit, Tombstone):
-        return all([_collect(handler, part, into) for part in get_args(annotation)])
-    if own_spec(annotation) is not None:
+        return all(_collect(handler, part, into) for part in get_args(annotation))
+    if origin is collections.abc.Coroutine:
+        return _collect(handler, get_args(annotation)[2], into)
+    if own_spec(annotation) is not None and annotation is not AnyEvent:
+        check_event(annotation)
         into.add(annotation)
         return True
     raise ConfigurationError(f"handler {handler.name}: its return annotation names {annotation!r}, which is no event type; see Emits")

@@ -13,9 +13,12 @@ __all__ = ["PydanticEvent"]
 
 
 class PydanticEvent(BaseModel):
-    """An event whose payload pydantic validates. Class keywords as for Event; its key is checked by ``Service(...)``."""
+    """An event whose payload pydantic validates. Class keywords as for Event; its key is checked by ``Service(...)``.
 
-    model_config = ConfigDict(frozen=True)
+    NaN and the infinities are refused, for JSON has no way to write them.
+    """
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     __event__: ClassVar[EventSpec]
 
     def __init_subclass__(

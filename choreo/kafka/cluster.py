@@ -1,0 +1,161 @@
+"""Looking at brokers, making topics, and reading logs by position: the `Cluster` and `LogReader` ports."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import TopicPartition as Place
+from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType  # type: ignore[attr-defined]
+
+from choreo.broker import TopicInfo
+from choreo.errors import BrokerError
+from choreo.kafka.errors import broker_error
+from choreo.kafka.records import record_of
+from choreo.record import Record, TopicPartition
+
+_ASK_S = 10.0
+_DYNAMIC_TOPIC_CONFIG = 1
+
+
+class KafkaCluster:
+    """See `choreo.broker.Cluster`."""
+
+    def __init__(self, properties: Mapping[str, Any], logger: logging.Logger) -> None:
+        self._errors: deque[KafkaError] = deque(maxlen=50)
+        self._bootstrap = str(properties["bootstrap.servers"])
+        self._client = AdminClient({**properties, "error_cb": self._errors.append}, logger=logger)  # type: ignore[dict-item]
+
+    def _problem(self, error: KafkaException, what: str) -> BrokerError:
+        # "Timed out" says little; the connection's own errors say why (wrong password, refused).
+        self._client.poll(0)
+        told = [broker_error(e, what) for e in self._errors]
+        serious = next((p for p in told if not p.retriable), None)
+        return serious or (told[-1] if told else broker_error(error, what))
+
+    def topics(self) -> Mapping[str, TopicInfo]:
+        what = f"Kafka at {self._bootstrap}"
+        try:
+            metadata = self._client.list_topics(timeout=_ASK_S)
+        except KafkaException as error:
+            raise self._problem(error, what) from error
+        found = {name: t for name, t in metadata.topics.items() if t.error is None}
+        configs = self._configs(list(found))
+        return {
+            name: TopicInfo(
+                name, len(t.partitions), min((len(p.replicas) for p in t.partitions.values()), default=0), configs.get(name, {})
+            )
+            for name, t in found.items()
+        }
+
+    def _configs(self, names: list[str]) -> dict[str, dict[str, str]]:
+        wanted = [name for name in names if not name.startswith("__")]
+        if not wanted:
+            return {}
+        answers = self._client.describe_configs([ConfigResource(ResourceType.TOPIC, name) for name in wanted], request_timeout=_ASK_S)
+        configs: dict[str, dict[str, str]] = {}
+        for resource, future in answers.items():
+            try:
+                entries = future.result(timeout=_ASK_S + 5)
+            except KafkaException:
+                continue  # DESCRIBE_CONFIGS is a right of its own; a topic's settings are then unknown, not wrong
+            configs[resource.name] = {
+                e.name: e.value for e in entries.values() if e.source == _DYNAMIC_TOPIC_CONFIG and e.value is not None
+            }
+        return configs
+
+    def create(self, topics: Sequence[TopicInfo]) -> None:
+        new = [NewTopic(t.name, t.partitions, t.replication, config=dict(t.config)) for t in topics]
+        self._wait(self._client.create_topics(new, operation_timeout=_ASK_S, request_timeout=_ASK_S), "creating")
+
+    def add_partitions(self, topic: str, total: int) -> None:
+        self._wait(
+            self._client.create_partitions([NewPartitions(topic, total)], operation_timeout=_ASK_S, request_timeout=_ASK_S), "extending"
+        )
+
+    def _wait(self, answers: Mapping[str, Any], doing: str) -> None:
+        for topic, future in answers.items():
+            try:
+                future.result(timeout=_ASK_S * 2)
+            except KafkaException as error:
+                raise self._problem(error, f"{doing} topic {topic}") from error
+
+    def offers_consumer_protocol(self) -> bool:
+        """Whether the brokers speak KIP-848; False when they don't or one may not ask."""
+        try:
+            broker = str(next(iter(self._client.list_topics(timeout=_ASK_S).brokers)))
+            resource = ConfigResource(ResourceType.BROKER, broker)
+            entries = self._client.describe_configs([resource], request_timeout=_ASK_S)[resource].result(timeout=_ASK_S + 5)
+        except (KafkaException, StopIteration):
+            return False
+        offered = entries.get("group.coordinator.rebalance.protocols")
+        return offered is not None and "consumer" in (offered.value or "")
+
+    def describe(self) -> str:
+        try:
+            count = len(self._client.list_topics(timeout=_ASK_S).brokers)
+        except KafkaException as error:
+            raise self._problem(error, f"Kafka at {self._bootstrap}") from error
+        return f"{self._bootstrap}, {count} broker{'s' if count != 1 else ''}"
+
+    def close(self) -> None:
+        """AdminClient has nothing to close; dropping it ends its threads."""
+
+
+class KafkaLogReader:
+    """See `choreo.broker.LogReader`. Owner: the thread that reads."""
+
+    def __init__(self, properties: Mapping[str, Any], logger: logging.Logger) -> None:
+        self._client = Consumer({**properties, "auto.offset.reset": "earliest"}, logger=logger)
+        self._assigned: list[TopicPartition] = []
+        self._starts: dict[TopicPartition, int] = {}
+        self._closed = False
+
+    def ends(self, topic: str) -> Mapping[TopicPartition, tuple[int, int]]:
+        try:
+            metadata = self._client.list_topics(topic, timeout=_ASK_S).topics[topic]
+            if metadata.error is not None:
+                raise broker_error(metadata.error, f"topic {topic}")
+            return {
+                TopicPartition(topic, number): self._client.get_watermark_offsets(Place(topic, number), timeout=_ASK_S)
+                for number in metadata.partitions
+            }
+        except KafkaException as error:
+            raise broker_error(error, f"topic {topic}") from error
+
+    def assign(self, starts: Mapping[TopicPartition, int]) -> None:
+        self._assigned = list(starts)
+        self._starts = dict(starts)
+        self._client.assign([Place(p.topic, p.partition, offset) for p, offset in starts.items()])
+
+    def read(self, timeout_s: float) -> list[Record]:
+        if not self._assigned:
+            return []
+        first = self._client.poll(timeout_s)
+        if first is None:
+            return []
+        records: list[Record] = []
+        for message in [first, *self._client.consume(499, 0)]:
+            error = message.error()
+            if error is not None:
+                problem = broker_error(error, f"reading {message.topic() or 'a log'}")
+                if problem.retriable:
+                    continue
+                raise problem
+            records.append(record_of(message))
+        return records
+
+    def position(self) -> Mapping[TopicPartition, int]:
+        places = self._client.position([Place(*p) for p in self._assigned])
+        return {
+            TopicPartition(p.topic, p.partition): p.offset if p.offset >= 0 else self._starts[TopicPartition(p.topic, p.partition)]
+            for p in places
+        }
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._client.close()

@@ -1,0 +1,245 @@
+"""A member of a consumer group on real Kafka: the `Consumer` port over confluent_kafka.
+
+Every call is made by one thread (TRAPS 5). Offsets are stored, then committed: that way librdkafka checks ownership and
+never goes back (TRAPS 2). One asynchronous commit is under way at most; a synchronous one only while partitions are
+taken away (TRAPS 12).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message
+from confluent_kafka import TopicPartition as Place
+
+from choreo import failpoint
+from choreo.broker import CommitResult, Edge, Rebalanced, Start
+from choreo.errors import BrokerError
+from choreo.kafka.errors import broker_error
+from choreo.kafka.records import record_of
+from choreo.record import Batch, Record, TopicPartition
+
+_LOOKUP_S = 10.0
+_LOOKUP_TRIES = 3
+_NOTHING_STORED = KafkaError._NO_OFFSET
+# Told by librdkafka while it mends the connection itself; shown, not raised.
+_PASSING = frozenset({"_TRANSPORT", "_RESOLVE", "_TIMED_OUT", "_MAX_POLL_EXCEEDED"})
+
+
+class KafkaConsumer:
+    """See `choreo.broker.Consumer`. Owner: the thread that polls."""
+
+    def __init__(self, properties: Mapping[str, Any], logger: logging.Logger) -> None:
+        self._errors: deque[KafkaError | BrokerError] = deque()
+        self._results: list[CommitResult] = []
+        self._assigned: set[TopicPartition] = set()
+        self._wanted: dict[TopicPartition, int] = {}
+        self._committing = False
+        self._closed = False
+        self._listener: Rebalanced | None = None
+        self._group = str(properties["group.id"])
+        self._client = Consumer({**properties, "error_cb": self._errors.append, "on_commit": self._committed}, logger=logger)
+
+    # ---- the group ----------------------------------------------------------------------------------------------
+
+    def subscribe(self, topics: Sequence[str], listener: Rebalanced) -> None:
+        self._listener = listener
+        self._client.subscribe(list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+
+    def _on_assign(self, client: Consumer, places: list[Place]) -> None:
+        if not places:
+            client.incremental_assign([])
+            return
+        assert self._listener is not None
+        committed = {
+            TopicPartition(place.topic, place.partition): place.offset if place.offset >= 0 else None
+            for place in self._look_up(client.committed, places, "committed offsets")
+        }
+        starts = self._listener.assigned(committed)
+        wanted = [_place(partition, start) for partition, start in starts.items()]
+        by_time = [Place(p.topic, p.partition, _millis(s)) for p, s in starts.items() if isinstance(s, datetime)]
+        if by_time:
+            found = {(p.topic, p.partition): p.offset for p in self._look_up(client.offsets_for_times, by_time, "offsets by time")}
+            wanted = [Place(p.topic, p.partition, found.get((p.topic, p.partition), p.offset)) for p in wanted]
+        client.incremental_assign(wanted)
+        # A pause survives revoke and re-assign on the same client (TRAPS 10).
+        client.resume(wanted)
+        self._assigned.update(starts)
+
+    def _on_revoke(self, client: Consumer, places: list[Place]) -> None:
+        assert self._listener is not None
+        partitions = _partitions(places)
+        offsets = self._listener.revoked(partitions)
+        self._commit_now({p: o for p, o in offsets.items() if p in self._assigned})
+        self._drop(partitions)
+        client.incremental_unassign(places)
+
+    def _on_lost(self, client: Consumer, places: list[Place]) -> None:
+        assert self._listener is not None
+        partitions = _partitions(places)
+        self._drop(partitions)
+        self._listener.lost(partitions)
+        client.incremental_unassign(places)
+
+    def _drop(self, partitions: Sequence[TopicPartition]) -> None:
+        self._assigned.difference_update(partitions)
+        for partition in partitions:
+            self._wanted.pop(partition, None)
+
+    def _look_up(self, ask: Any, places: list[Place], what: str) -> list[Place]:
+        for attempt in range(1, _LOOKUP_TRIES + 1):
+            try:
+                answer: list[Place] = ask(places, timeout=_LOOKUP_S)
+            except KafkaException as error:
+                problem = broker_error(error, f"group {self._group}: {what}")
+                if attempt == _LOOKUP_TRIES or not problem.retriable:
+                    raise problem from error
+                continue
+            for place in answer:
+                if place.error is not None:
+                    raise broker_error(place.error, f"{place.topic}[{place.partition}]: {what}")
+            return answer
+        raise AssertionError("unreachable")
+
+    # ---- records ------------------------------------------------------------------------------------------------
+
+    def poll(self, max_records: int, timeout_s: float) -> list[Batch]:
+        if self._errors:
+            self._raise_serious()
+        first = self._client.poll(timeout_s)
+        if not self._committing and self._wanted:
+            self._commit_soon()
+        if first is None:
+            return []
+        messages = [first]
+        if max_records > 1:
+            # consume(n, t) waits for the n-th; so: poll for one, then take what is there (TRAPS 4).
+            messages += self._client.consume(max_records - 1, 0)
+        return self._batches(messages)
+
+    def _batches(self, messages: list[Message]) -> list[Batch]:
+        runs: dict[TopicPartition, list[Record]] = {}
+        partition: TopicPartition | None = None
+        records: list[Record] = []
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                self._errors.append(error if error.name() != "_AUTO_OFFSET_RESET" else _out_of_range(message, error))
+                continue
+            topic, number = message.topic(), message.partition()
+            if partition is None or partition[1] != number or partition[0] != topic:
+                partition = TopicPartition(topic, number)  # type: ignore[arg-type]
+                records = runs.setdefault(partition, [])
+            records.append(record_of(message))
+        return [Batch(partition, records) for partition, records in runs.items() if partition in self._assigned]
+
+    def _raise_serious(self) -> None:
+        while self._errors:
+            error = self._errors.popleft()
+            problem = error if isinstance(error, BrokerError) else broker_error(error, f"group {self._group}")
+            if problem.code not in _PASSING or problem.fatal:
+                raise problem
+            logging.getLogger("choreo.kafka").warning("%s", problem)
+
+    # ---- pausing and committing ---------------------------------------------------------------------------------
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        self._client.pause([Place(*p) for p in partitions if p in self._assigned])
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None:
+        self._client.resume([Place(*p) for p in partitions if p in self._assigned])
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        self._wanted.update((p, o) for p, o in offsets.items() if p in self._assigned)
+        if not self._committing:
+            self._commit_soon()
+
+    def _commit_soon(self) -> None:
+        wanted, self._wanted = self._wanted, {}
+        stored = self._store(wanted)
+        if failpoint.ACTIVE:
+            failpoint.hit("after_store_offsets")
+        if not stored:
+            return
+        try:
+            self._client.commit(asynchronous=True)
+            self._committing = True
+        except KafkaException as error:
+            self._results.append(CommitResult(stored, broker_error(error, f"group {self._group}: commit")))
+
+    def _commit_now(self, offsets: Mapping[TopicPartition, int]) -> None:
+        stored = self._store(offsets)
+        try:
+            self._client.commit(asynchronous=False)
+        except KafkaException as error:
+            if error.args[0].code() != _NOTHING_STORED:
+                self._results.append(CommitResult(stored, broker_error(error, f"group {self._group}: commit")))
+            return
+        self._results.append(CommitResult(stored, None))
+
+    def _store(self, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        stored: dict[TopicPartition, int] = {}
+        for partition, offset in offsets.items():
+            try:
+                self._client.store_offsets(offsets=[Place(partition.topic, partition.partition, offset)])
+                stored[partition] = offset
+            except KafkaException as error:
+                self._results.append(CommitResult({partition: offset}, broker_error(error, f"{partition}: storing offset {offset}")))
+        return stored
+
+    def _committed(self, error: KafkaError | None, places: list[Place]) -> None:
+        self._committing = False
+        if failpoint.ACTIVE:
+            failpoint.hit("after_commit")
+        offsets = {TopicPartition(p.topic, p.partition): p.offset for p in places if p.offset >= 0}
+        if error is not None and error.code() == _NOTHING_STORED:
+            return
+        problem = error or next((p.error for p in places if p.error is not None), None)
+        if problem is None:
+            self._results.append(CommitResult(offsets, None))
+            return
+        result = CommitResult(offsets, broker_error(problem, f"group {self._group}: commit"))
+        self._results.append(result)
+        # librdkafka keeps what was stored; asking once more commits it (unless it has moved on by then).
+        for partition, offset in offsets.items():
+            if partition in self._assigned:
+                self._wanted.setdefault(partition, offset)
+
+    def commit_results(self) -> list[CommitResult]:
+        results, self._results = self._results, []
+        return results
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._client.close()
+
+
+def _out_of_range(message: Message, error: KafkaError) -> BrokerError:
+    return BrokerError(
+        f"{message.topic()}[{message.partition()}]@{message.offset()}: {error.str()}; the events between the committed offset and"
+        " the log's first are gone (retention, or the topic was re-created); to go on without them: --accept-lost-offsets",
+        code="_AUTO_OFFSET_RESET",
+        retriable=False,
+    )
+
+
+def _partitions(places: Sequence[Place]) -> list[TopicPartition]:
+    return [TopicPartition(place.topic, place.partition) for place in places]
+
+
+def _place(partition: TopicPartition, start: Start) -> Place:
+    if start is Edge.BEGINNING:
+        return Place(partition.topic, partition.partition, OFFSET_BEGINNING)
+    if isinstance(start, int):
+        return Place(partition.topic, partition.partition, start)
+    return Place(partition.topic, partition.partition, OFFSET_END)
+
+
+def _millis(at: datetime) -> int:
+    return int(at.timestamp() * 1000)

@@ -1,0 +1,63 @@
+"""Which of Kafka's errors can be waited out? librdkafka's and the broker's codes as BrokerError."""
+
+from __future__ import annotations
+
+from confluent_kafka import KafkaError, KafkaException
+
+from choreo.errors import BrokerError
+
+# Not retriable: waiting does not help, somebody must act.
+_FINAL = frozenset(
+    {
+        "_AUTHENTICATION",
+        "_SSL",
+        "_INVALID_ARG",
+        "_UNKNOWN_TOPIC",
+        "_FENCED",
+        "CLUSTER_AUTHORIZATION_FAILED",
+        "FENCED_INSTANCE_ID",
+        "GROUP_AUTHORIZATION_FAILED",
+        "INVALID_CONFIG",
+        "INVALID_GROUP_ID",
+        "INVALID_RECORD",
+        "INVALID_TOPIC_EXCEPTION",
+        "MSG_SIZE_TOO_LARGE",
+        "SASL_AUTHENTICATION_FAILED",
+        "TOPIC_AUTHORIZATION_FAILED",
+        "TRANSACTIONAL_ID_AUTHORIZATION_FAILED",
+        "UNKNOWN_TOPIC_OR_PART",
+        "UNRELEASED_INSTANCE_ID",
+        "UNSUPPORTED_FOR_MESSAGE_FORMAT",
+        "UNSUPPORTED_VERSION",
+    }
+)
+_ADVICE = {
+    "_AUTHENTICATION": "check sasl.username and sasl.password",
+    "SASL_AUTHENTICATION_FAILED": "check sasl.username and sasl.password",
+    "_SSL": "check the ssl.* properties",
+    "_ALL_BROKERS_DOWN": "is Kafka up, and is CHOREO_BOOTSTRAP right?",
+    "_TRANSPORT": "is Kafka up, and is CHOREO_BOOTSTRAP right?",
+    "_TIMED_OUT": "is Kafka up, and is CHOREO_BOOTSTRAP right?",
+    "_RESOLVE": "is the host name in CHOREO_BOOTSTRAP right?",
+    "UNKNOWN_TOPIC_OR_PART": "make it with: choreo topics apply",
+    "_UNKNOWN_TOPIC": "make it with: choreo topics apply",
+    "_UNKNOWN_PARTITION": "make it with: choreo topics apply",
+    "TOPIC_AUTHORIZATION_FAILED": "the user needs READ, WRITE or DESCRIBE on it",
+    "GROUP_AUTHORIZATION_FAILED": "the user needs READ on the consumer group",
+    "CLUSTER_AUTHORIZATION_FAILED": "the user needs IDEMPOTENT_WRITE or the operation's right on the cluster",
+    "MSG_SIZE_TOO_LARGE": "raise the topic's max.message.bytes or send less",
+    "FENCED_INSTANCE_ID": "another member has the same group.instance.id; give each its own",
+    "UNRELEASED_INSTANCE_ID": "another member has the same group.instance.id; give each its own",
+}
+
+
+def broker_error(error: KafkaError | KafkaException, what: str) -> BrokerError:
+    """What happened against `what`, and what to do about it."""
+    inner = error.args[0] if isinstance(error, KafkaException) and error.args else error
+    if not isinstance(inner, KafkaError):
+        return BrokerError(f"{what}: {error}")
+    code = inner.name()
+    advice = _ADVICE.get(code)
+    text = f"{what}: {code}: {inner.str()}" + (f"; {advice}" if advice else "")
+    fatal = bool(inner.fatal()) or code == "_FATAL"
+    return BrokerError(text, code=code, retriable=not fatal and code not in _FINAL, fatal=fatal)

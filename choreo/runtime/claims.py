@@ -1,0 +1,158 @@
+"""Has this handler already succeeded with this event? Looks claims up before a handler runs and writes them after.
+
+Order (DESIGN section 5): handle -> emits acknowledged -> claim committed -> offset. The store blocks, so it has a thread
+of its own; claims are looked up a batch at a time and written in one transaction for all that are waiting.
+Duplicates inside this process wait for each other: two lanes never run one claim at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from choreo.core.engine import Delivery
+from choreo.errors import StoreError
+from choreo.store import Claim, Store
+from choreo.telemetry.counters import Counters
+
+_log = logging.getLogger("choreo.claims")
+_R = TypeVar("_R")
+
+RECENT = 20_000
+"""Claims of this process that are remembered, so that a look-up made before them stays right."""
+RETRY_S = 1.0
+BATCH = 2_000
+
+
+class Claims:
+    """The claims of one worker. Owner: the event loop; the store is touched by its own thread only."""
+
+    def __init__(self, store: Store, counters: Counters, settled: Callable[[Delivery], None]) -> None:
+        self._store = store
+        self._counters = counters
+        self._settled = settled
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="choreo-store")
+        self._recent: dict[Claim, int] = {}
+        self._order: deque[Claim] = deque()
+        self._made = 0
+        self._running: dict[Claim, tuple[Delivery, deque[Delivery]]] = {}
+        self._to_write: list[tuple[Delivery, Claim]] = []
+        self._writing: asyncio.Task[None] | None = None
+        self.troubled: StoreError | None = None
+        self.broken: StoreError | None = None
+        """A store error that waiting can't mend; the worker stops."""
+
+    async def open(self, service: str) -> None:
+        await self._in_thread(lambda: self._store.open(service))
+
+    def describe(self) -> str:
+        return self._store.describe()
+
+    async def look_up(self, deliveries: Iterable[Delivery]) -> None:
+        """Notes for each delivery whether its claim is there. Waits while the store is down; no attempt is counted."""
+        wanted = [(delivery, claim_of(delivery)) for delivery in deliveries]
+        if not wanted:
+            return
+        made = self._made
+        claims = [claim for _, claim in wanted]
+        found = await self._patiently(lambda: self._store.lookup(claims))
+        for delivery, claim in wanted:
+            delivery.note = (claim, claim in found, made)
+
+    def is_fresh(self, delivery: Delivery) -> bool:
+        """Whether what was looked up for it still tells the truth about this process's own claims."""
+        return delivery.note is not None and self._made - delivery.note[2] < RECENT
+
+    def begin(self, delivery: Delivery) -> bool | None:
+        """True: it was claimed before, don't run it. False: run it. None: the same claim is running; it will be `released`."""
+        claim, found, _ = delivery.note
+        if found or claim in self._recent:
+            return True
+        running = self._running.get(claim)
+        if running is not None:
+            running[1].append(delivery)
+            return None
+        self._running[claim] = (delivery, deque())
+        return False
+
+    def end(self, delivery: Delivery) -> Iterable[Delivery]:
+        """It no longer runs; those that waited for it, to be begun again."""
+        if delivery.note is None:
+            return ()
+        claim = delivery.note[0]
+        running = self._running.get(claim)
+        if running is None or running[0] is not delivery:
+            return ()
+        del self._running[claim]
+        return running[1]
+
+    def add(self, delivery: Delivery) -> None:
+        """It succeeded and its emits are acknowledged: its claim is written with the next batch, then it is settled."""
+        self._to_write.append((delivery, delivery.note[0]))
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().create_task(self._write())
+
+    async def _write(self) -> None:
+        while self._to_write:
+            batch, self._to_write = self._to_write[:BATCH], self._to_write[BATCH:]
+            claims = [claim for _, claim in batch]
+            try:
+                there = await self._patiently(lambda claims=claims: self._store.claim(claims))  # type: ignore[misc]
+            except StoreError as error:
+                self.broken = error
+                return
+            for delivery, claim in batch:
+                if claim in there:
+                    self._counters.claimed_elsewhere += 1
+                    _log.warning(
+                        "%s: %s was claimed by another member while it ran here; its effect may exist twice", claim.handler, claim.event_id
+                    )
+                self._remember(claim)
+                self._settled(delivery)
+        self._writing = None
+
+    def _remember(self, claim: Claim) -> None:
+        self._made += 1
+        self._recent[claim] = self._made
+        self._order.append(claim)
+        if len(self._order) > RECENT:
+            self._recent.pop(self._order.popleft(), None)
+
+    async def _patiently(self, call: Callable[[], _R]) -> _R:
+        while True:
+            try:
+                answer = await self._in_thread(call)
+            except StoreError as error:
+                if not error.retriable:
+                    raise
+                self._counters.store_errors += 1
+                if self.troubled is None:
+                    _log.warning("%s; nothing is lost, events wait, trying again every %.0f s", error, RETRY_S)
+                self.troubled = error
+                await asyncio.sleep(RETRY_S)
+            else:
+                if self.troubled is not None:
+                    _log.warning("the store answers again: %s", self._store.describe())
+                    self.troubled = None
+                return answer
+
+    def _in_thread(self, call: Callable[[], _R]) -> asyncio.Future[_R]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    async def close(self) -> None:
+        """Closes the store; what was not written is not settled."""
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.gather(self._writing, return_exceptions=True)
+        await self._in_thread(self._store.close)
+        self._thread.shutdown(wait=False)
+
+
+def claim_of(delivery: Delivery) -> Claim:
+    """The claim of a delivery; a forced replay's run id makes it another one."""
+    replay = delivery.run
+    return Claim(delivery.route.name, delivery.wire.event_id, replay.run if replay is not None and replay.forced else "")

@@ -1,0 +1,168 @@
+"""What happened when this event met this handler? One delivery's attempt, from claim to answer.
+
+The other half of the story is `Worker.turn` in worker.py: it takes a delivery, calls `deliver`, and concludes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import msgspec
+
+from choreo import failpoint
+from choreo.core.engine import Delivery
+from choreo.errors import DecodeError, PermanentError
+from choreo.handler import Context, Failure, HandlerSpec
+from choreo.record import Outgoing
+from choreo.runtime.claims import Claims
+from choreo.runtime.emitting import Emitter
+from choreo.telemetry.logs import CURRENT
+from choreo.telemetry.tracing import Tracing
+
+
+class Done(msgspec.Struct, frozen=True, gc=False):
+    """The handler succeeded and emitted nothing."""
+
+
+class Duplicate(msgspec.Struct, frozen=True, gc=False):
+    """It had succeeded before: the handler did not run."""
+
+
+class Waiting(msgspec.Struct, frozen=True, gc=False):
+    """The same claim is running in another lane: it begins again when that one ends."""
+
+
+class Emitted(msgspec.Struct, frozen=True):
+    """The handler succeeded; it is done when these are acknowledged."""
+
+    records: list[Outgoing]
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """The attempt failed."""
+
+    error: Exception
+
+
+Outcome: TypeAlias = Done | Duplicate | Waiting | Emitted | Failed
+
+DONE = Done()
+DUPLICATE = Duplicate()
+WAITING = Waiting()
+
+
+class Wiring(msgspec.Struct, frozen=True):
+    """What a delivery needs beside itself. `claims` None: effects are `offsets`."""
+
+    service: str
+    specs: Mapping[int, HandlerSpec]
+    emitter: Emitter
+    claims: Claims | None
+    tracing: Tracing
+
+
+async def deliver(delivery: Delivery, wiring: Wiring) -> Outcome:
+    """One attempt of an `async def` handler. Never raises but CancelledError."""
+    event = delivery.event
+    attempt = None
+    problem: BaseException | None = None
+    try:
+        if type(event) is DecodeError:
+            raise event
+        if wiring.claims is not None:
+            if not wiring.claims.is_fresh(delivery):
+                await wiring.claims.look_up((delivery,))
+            claimed = wiring.claims.begin(delivery)
+            if claimed is not False:
+                return DUPLICATE if claimed else WAITING
+        spec = wiring.specs[delivery.route.index]
+        context = context_of(delivery, spec, wiring.service)
+        attempt = wiring.tracing.attempt(delivery.wire, delivery.record, spec.name, delivery.attempts) if wiring.tracing.on else None
+        CURRENT.set(context)
+        if failpoint.ACTIVE:
+            failpoint.hit("before_handler")
+        answer = await spec.handler.handle(event, context)  # type: ignore[misc]
+        if failpoint.ACTIVE:
+            failpoint.hit("after_handler")
+        return answered(delivery, spec, answer, wiring, None if attempt is None else attempt.traceparent)
+    except Exception as error:  # noqa: BLE001 - becomes a value
+        problem = error
+        return Failed(error)
+    except BaseException as error:
+        problem = error
+        raise
+    finally:
+        if attempt is not None:
+            attempt.end(problem)
+
+
+def deliver_on_thread(delivery: Delivery, wiring: Wiring) -> Outcome:
+    """One attempt of a plain `def` handler, in a worker thread. Its claim was begun by the event loop."""
+    spec = wiring.specs[delivery.route.index]
+    attempt = None
+    problem: BaseException | None = None
+    try:
+        context = context_of(delivery, spec, wiring.service)
+        attempt = wiring.tracing.attempt(delivery.wire, delivery.record, spec.name, delivery.attempts) if wiring.tracing.on else None
+        CURRENT.set(context)
+        if failpoint.ACTIVE:
+            failpoint.hit("before_handler")
+        answer: Any = spec.handler.handle(delivery.event, context)
+        if failpoint.ACTIVE:
+            failpoint.hit("after_handler")
+        if hasattr(answer, "__await__"):
+            if hasattr(answer, "close"):
+                answer.close()
+            raise PermanentError(
+                f"{spec.name}: handle is no coroutine function but returned an awaitable: a decorator hides its 'async def'; "
+                "make the decorator's wrapper 'async def' too"
+            )
+        return answered(delivery, spec, answer, wiring, None if attempt is None else attempt.traceparent)
+    except Exception as error:  # noqa: BLE001 - becomes a value
+        problem = error
+        return Failed(error)
+    finally:
+        if attempt is not None:
+            attempt.end(problem)
+
+
+def answered(delivery: Delivery, spec: HandlerSpec, answer: object, wiring: Wiring, traceparent: str | None) -> Outcome:
+    """A handler's answer as an outcome. Raises PermanentError for what may not be emitted."""
+    if answer is None:
+        return DONE
+    replay = delivery.run
+    run = replay.run if replay is not None and replay.forced else ""
+    records = wiring.emitter.outgoing(spec, delivery.wire, answer, run=run, traceparent=traceparent)
+    return Emitted(records) if records else DONE
+
+
+async def recover(delivery: Delivery, failure: Failure, wiring: Wiring) -> Outcome:
+    """The handler's last resort: its final failure turned into emits. Never raises but CancelledError."""
+    spec = wiring.specs[delivery.route.index]
+    try:
+        context = context_of(delivery, spec, wiring.service)
+        CURRENT.set(context)
+        answer: Any = spec.handler.recover(delivery.event, failure, context)
+        if hasattr(answer, "__await__"):
+            answer = await answer
+        return answered(delivery, spec, answer, wiring, None)
+    except Exception as error:  # noqa: BLE001 - becomes a value
+        return Failed(error)
+
+
+def context_of(delivery: Delivery, spec: HandlerSpec, service: str) -> Context[None]:
+    """What the handler may know about this delivery."""
+    wire = delivery.wire
+    return Context(
+        wire.event_id,
+        wire.flow_id,
+        service,
+        spec.name,
+        delivery.attempts,
+        spec.retry.max_attempts,
+        delivery.run,
+        None,
+        delivery.record,
+        wire,
+    )

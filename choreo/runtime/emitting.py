@@ -1,0 +1,152 @@
+"""What does a handler's answer become on the wire? Records with ids that are the same each time it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from choreo.codec import Codec
+from choreo.envelope import (
+    BAGGAGE,
+    CAUSATION_ID,
+    CONTENT_TYPE,
+    CORRELATION_ID,
+    ID,
+    SOURCE,
+    TRACEPARENT,
+    TRACESTATE,
+    VERSION,
+    Wire,
+    child_id,
+    child_traceparent,
+)
+from choreo.errors import ConfigurationError, PermanentError, UndeclaredEmitError
+from choreo.events import AnyEvent, Tombstone, key_of, own_spec
+from choreo.handler import Emit, HandlerSpec
+from choreo.record import Outgoing
+
+
+class _Kind(msgspec.Struct, frozen=True):
+    """What is the same for every event of one class: looked up once."""
+
+    event_type: str
+    topic: str
+    keyed: bool
+    version: bytes | None
+
+
+class Emitter:
+    """Makes the records that a service's handlers emit. `names` maps a logical topic to the broker's."""
+
+    def __init__(self, service: str, codec: Codec, names: Callable[[str], str]) -> None:
+        self._service = service
+        self._codec = codec
+        self._names = names
+        self._content_type = codec.content_type.encode()
+        self._kinds: dict[type, _Kind] = {}
+
+    def outgoing(self, spec: HandlerSpec, wire: Wire, answer: object, *, run: str, traceparent: str | None) -> list[Outgoing]:
+        """The records of one answer. Raises UndeclaredEmitError and PermanentError."""
+        counts: dict[tuple[str, str], int] = {}
+        return [self._child(spec, wire, item, counts, run, traceparent) for item in emitted(answer)]
+
+    def _child(
+        self, spec: HandlerSpec, wire: Wire, item: Any, counts: dict[tuple[str, str], int], run: str, traceparent: str | None
+    ) -> Outgoing:
+        emit, event = (item, item.event) if type(item) is Emit else (_PLAIN, item)
+        cls = event.of if type(event) is Tombstone else type(event)
+        kind = self._kinds.get(cls) or self._kind(cls, spec.name)
+        if spec.emits is not None and cls not in spec.emits:
+            raise UndeclaredEmitError(
+                f"{spec.name} emitted {kind.event_type}, which its return annotation does not name; "
+                f"add {cls.__name__} to it (the contract is read from there)"
+            )
+        key = _key(kind, emit, event)
+        counted = (kind.event_type, key or "")
+        nth = counts.get(counted, 0)
+        counts[counted] = nth + 1
+        parent, flow = wire.event_id, wire.flow_id
+        event_id = child_id(
+            parent, self._service, spec.name, run, kind.event_type, key or "", emit.id_key if emit.id_key is not None else str(nth)
+        )
+        if traceparent is None:
+            traceparent = child_traceparent(wire.traceparent, flow, event_id)
+        headers: list[tuple[str, bytes | None]] = [
+            (ID, event_id.encode()),
+            (CAUSATION_ID, parent.encode()),
+            (CORRELATION_ID, flow.encode()),
+            (SOURCE, f"{self._service}/{spec.name}".encode()),
+            (TRACEPARENT, traceparent.encode()),
+            (CONTENT_TYPE, self._content_type),
+        ]
+        by_name = wire.by_name
+        for name in (TRACESTATE, BAGGAGE):
+            if name in by_name and wire.text(name) is not None:
+                headers.append((name, by_name[name]))
+        return self._record(kind, emit, event, key, headers)
+
+    def root(self, event: Any, *, event_id: str, flow_id: str, traceparent: str | None, source: str) -> Outgoing:
+        """The record of an event that no event caused. Raises ConfigurationError for what is no event."""
+        emit, inner = (event, event.event) if isinstance(event, Emit) else (_PLAIN, event)
+        cls = inner.of if isinstance(inner, Tombstone) else type(inner)
+        try:
+            kind = self._kinds.get(cls) or self._kind(cls, source)
+        except PermanentError as error:
+            raise ConfigurationError(str(error)) from error
+        headers: list[tuple[str, bytes | None]] = [
+            (ID, event_id.encode()),
+            (CORRELATION_ID, flow_id.encode()),
+            (SOURCE, source.encode()),
+            (TRACEPARENT, (traceparent or child_traceparent(None, flow_id, event_id)).encode()),
+            (CONTENT_TYPE, self._content_type),
+        ]
+        return self._record(kind, emit, inner, _key(kind, emit, inner), headers)
+
+    def _kind(self, cls: Any, who: str) -> _Kind:
+        known = own_spec(cls)
+        if known is None or cls is AnyEvent:
+            raise PermanentError(f"{who} emitted {cls.__name__}, which is no event type of its own; return an event, an Emit or None")
+        version = None if known.version == 1 else str(known.version).encode()
+        kind = self._kinds[cls] = _Kind(known.type, self._names(known.topic), known.key is not None, version)
+        return kind
+
+    def _record(self, kind: _Kind, emit: Emit[Any], event: Any, key: str | None, headers: list[tuple[str, bytes | None]]) -> Outgoing:
+        if kind.version is not None:
+            headers.append((VERSION, kind.version))
+        for name, text in emit.headers.items():
+            if name.startswith("choreo-"):
+                raise PermanentError(f"header {name!r}: names that begin with choreo- are choreo's own")
+            headers.append((name, text.encode()))
+        value = None if type(event) is Tombstone else self._codec.encode(kind.event_type, datetime.now(UTC), event)
+        topic = kind.topic if emit.topic is None else self._names(emit.topic)
+        return Outgoing(topic, None if key is None else key.encode(), value, headers)
+
+
+def emitted(answer: object) -> Iterable[Any]:
+    """The answer as events, Emits and Tombstones. Raises PermanentError for anything else."""
+    if hasattr(answer, "__event__") or isinstance(answer, Emit | Tombstone):
+        return (answer,)
+    if answer is None:
+        return ()
+    if isinstance(answer, Iterable) and not isinstance(answer, str | bytes | Mapping):
+        return list(answer)
+    raise PermanentError(f"handle returned {type(answer).__name__}; return an event, an Emit, a list of them, or None")
+
+
+def _key(kind: _Kind, emit: Emit[Any], event: Any) -> str | None:
+    if emit.key is not None:
+        return emit.key
+    if type(event) is Tombstone:
+        return event.key
+    if not kind.keyed:
+        return None
+    try:
+        return key_of(event)
+    except ConfigurationError as error:
+        raise PermanentError(str(error)) from error
+
+
+_PLAIN: Emit[Any] = Emit(event=None)

@@ -1,0 +1,146 @@
+"""What has this service read before? Owner marks and open letters, read from ``<service>.letters`` when a worker starts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from choreo.broker import Broker, LogReader, Report
+from choreo.errors import BrokerError, ConfigurationError, DecodeError
+from choreo.letter import UNREADABLE, LetterState, Owner, letters_topic, owner_record, read_state
+from choreo.record import Record, TopicPartition
+from choreo.runtime.sends import Sends
+
+_log = logging.getLogger("choreo.letters")
+_R = TypeVar("_R")
+READ_S = 60.0
+
+
+class History:
+    """Owner: the event loop. Reading blocks, so it happens in a thread with a reader of its own."""
+
+    def __init__(self, service: str, names: Callable[[str], str], broker: Broker, sends: Sends) -> None:
+        self._broker = broker
+        self._letters = names(letters_topic(service))
+        self._sends = sends
+        self.state_partitions = 0
+        """Of ``<service>.letters``."""
+        self.partitions_at_first: dict[TopicPartition, int] = {}
+        """For each partition that was read before this member started, how many its topic had when that began."""
+
+    async def open(self, known: Collection[str]) -> None:
+        """Reads ``<service>.letters``. Raises BrokerError when it isn't there, ConfigurationError when an open letter names a
+        handler that is not among `known`: after a rename its replay would reach nobody."""
+
+        def read(reader: LogReader) -> tuple[int, list[Record]]:
+            ends = reader.ends(self._letters)
+            return len(ends), read_partitions(reader, ends)
+
+        self.state_partitions, records = await self._with_reader(read)
+        self.partitions_at_first = owners(records)
+        lost = {state.handler for state in open_letters(records) if state.handler not in known and state.handler != UNREADABLE}
+        if lost:
+            raise ConfigurationError(
+                f"open letters name handlers that this service does not have: {', '.join(sorted(lost))}; "
+                "was one renamed? say aliases = (<former name>,) on it; or discard the letters (choreo dlq ls)"
+            )
+
+    async def ends(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """One past the last offset of each."""
+        if not partitions:
+            return {}
+        topics = {partition.topic for partition in partitions}
+        found = await self._with_reader(lambda reader: {p: end for topic in topics for p, (_, end) in reader.ends(topic).items()})
+        return {partition: found[partition] for partition in partitions}
+
+    async def remember(self, partitions: Sequence[TopicPartition]) -> None:
+        """Marks them as read from now on. Returns when that is acknowledged."""
+        topics = {partition.topic for partition in partitions}
+        counts = await self._with_reader(lambda reader: {topic: len(reader.ends(topic)) for topic in topics})
+        acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def then(error: BrokerError | None, _: Sequence[Report]) -> None:
+            if acknowledged.done():
+                return
+            if error is None:
+                acknowledged.set_result(None)
+            else:
+                acknowledged.set_exception(error)
+
+        marks = [
+            owner_record(self._letters, p, Owner(epoch=1, position=0, partitions=counts[p.topic]), self.state_partitions)
+            for p in partitions
+        ]
+        self._sends.send(marks, then)
+        await acknowledged
+
+    async def _with_reader(self, read: Callable[[LogReader], _R]) -> _R:
+        def run() -> _R:
+            reader = self._broker.reader()
+            try:
+                return read(reader)
+            finally:
+                reader.close()
+
+        return await asyncio.get_running_loop().run_in_executor(None, run)
+
+
+def owners(records: Iterable[Record]) -> dict[TopicPartition, int]:
+    """For each partition ever read, how many its topic had when that began."""
+    seen: dict[TopicPartition, int] = {}
+    for record in records:
+        if record.key is not None and record.key.startswith(b"owner|"):
+            owner = read_state(record)
+            topic, _, number = record.key.decode().removeprefix("owner|").rpartition("|")
+            if isinstance(owner, Owner):
+                seen.setdefault(TopicPartition(topic, int(number)), owner.partitions)
+    return seen
+
+
+def letter_states(records: Iterable[Record]) -> dict[tuple[str, str], LetterState]:
+    """The latest state of each letter, by handler and event id; what is not ours is said and left alone."""
+    states: dict[tuple[str, str], LetterState] = {}
+    for record in records:
+        if record.key is None or not record.key.startswith(b"letter|"):
+            continue
+        _, handler, event_id = record.key.decode("utf-8", "replace").split("|", 2)
+        try:
+            state = read_state(record)
+        except DecodeError as error:
+            _log.warning("%s; left alone", error)
+            continue
+        if isinstance(state, LetterState):
+            states[handler, event_id] = state
+        else:
+            states.pop((handler, event_id), None)
+    return states
+
+
+def open_letters(records: Iterable[Record]) -> list[LetterState]:
+    """The letters that nobody has resolved or discarded."""
+    return [state for state in letter_states(records).values() if state.state == "open"]
+
+
+def read_log(reader: LogReader, topic: str, *, deadline_s: float = READ_S) -> list[Record]:
+    """Everything the topic holds at this moment. Raises BrokerError when that takes longer than `deadline_s`."""
+    return list(read_partitions(reader, reader.ends(topic), deadline_s=deadline_s))
+
+
+def read_partitions(reader: LogReader, ends: Mapping[TopicPartition, tuple[int, int]], *, deadline_s: float = READ_S) -> list[Record]:
+    """The records between first offset and end of each partition, in order within each."""
+    wanted = {p: end for p, (first, end) in ends.items() if end > first}
+    if not wanted:
+        return []
+    reader.assign({p: ends[p][0] for p in wanted})
+    found: list[Record] = []
+    deadline = time.monotonic() + deadline_s
+    while any(position < wanted[p] for p, position in reader.position().items() if p in wanted):
+        found += [r for r in reader.read(0.1) if r.offset < wanted[TopicPartition(r.topic, r.partition)]]
+        if time.monotonic() > deadline:
+            raise BrokerError(
+                f"reading {', '.join(map(str, wanted))} took longer than {deadline_s:.0f} s; is a broker down?", code="_TIMED_OUT"
+            )
+    return found

@@ -1,0 +1,259 @@
+"""What does Kafka give us, and what do we tell it? The thread that owns the consumer.
+
+It polls, pauses, commits and runs the rebalance callbacks; nobody else calls the consumer. The event loop and this
+thread meet at two queues only: batches go one way, orders the other. While the loop is behind, this thread waits before
+it polls again (that is the flow control of a fast stream); a partition whose events stay unfinished is paused on order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
+
+from choreo import failpoint
+from choreo.broker import CommitResult, Consumer, Start
+from choreo.errors import BrokerError
+from choreo.record import Batch, TopicPartition
+
+_log = logging.getLogger("choreo.intake")
+_R = TypeVar("_R")
+
+BATCH = 500
+POLL_S = 0.05
+AHEAD = 2_000
+"""Records handed over and not yet accepted, above which this thread waits."""
+STALLED_S = 1.0
+"""A loop that accepts nothing for so long doesn't stop the polling: everything is paused and rebalances are served."""
+STUCK_S = 10.0
+REBUILD_MOST_S = 30.0
+FINAL = frozenset({"_AUTO_OFFSET_RESET", "FENCED_INSTANCE_ID", "UNRELEASED_INSTANCE_ID", "LOST_OFFSETS"})
+"""Errors that a new consumer would meet again: the worker stops and says what to do."""
+
+
+class Member(Protocol):
+    """The event loop's side. Coroutines run on the loop while this thread waits for them."""
+
+    async def assigned(self, committed: Mapping[TopicPartition, int | None]) -> Mapping[TopicPartition, Start]: ...
+
+    async def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]: ...
+
+    async def lost(self, partitions: Sequence[TopicPartition]) -> None: ...
+
+    def arrived(self) -> None: ...
+
+    def committed(self, results: Sequence[CommitResult]) -> None: ...
+
+    def troubled(self, error: BrokerError) -> None: ...
+
+    def failed(self, error: BaseException) -> None: ...
+
+
+class Intake:
+    """Owner of `_consumer` and everything `_mine`: the intake thread. `inbox` is filled here and emptied by the loop."""
+
+    def __init__(self, make_consumer: Callable[[], Consumer], topics: Sequence[str], member: Member) -> None:
+        self._make_consumer = make_consumer
+        self._topics = topics
+        self._member = member
+        self._loop = asyncio.get_running_loop()
+        self.inbox: deque[Batch] = deque()
+        self._orders: deque[Callable[[Consumer], None]] = deque()
+        self._told = False
+        self._handed = 0
+        self._accepted = 0
+        self._room = threading.Event()
+        self._stop = threading.Event()
+        self._mine: set[TopicPartition] = set()
+        self._paused: set[TopicPartition] = set()
+        self._was_assigned = False
+        self.polled_at = time.monotonic()
+        """When the poll loop last went round (monotonic seconds): its age is the worker's liveness."""
+        self._thread = threading.Thread(target=self._run, name="choreo-intake", daemon=True)
+
+    # ---- the loop's side ----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def accept(self, records: int) -> None:
+        """So many records have left the inbox for good."""
+        self._accepted += records
+        self._room.set()
+
+    def pause(self, partition: TopicPartition) -> None:
+        self._orders.append(lambda consumer: self._pause(consumer, partition))
+
+    def resume(self, partition: TopicPartition) -> None:
+        self._orders.append(lambda consumer: self._resume(consumer, partition))
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        self._orders.append(lambda consumer: consumer.commit(offsets))
+
+    def stop(self) -> None:
+        """Leaves the group and ends the thread, through `revoked`."""
+        self._stop.set()
+        self._room.set()
+
+    async def join(self, timeout_s: float) -> bool:
+        """Waits for the thread to end; whether it did within `timeout_s`."""
+        await self._loop.run_in_executor(None, self._thread.join, max(0.0, timeout_s))
+        return not self._thread.is_alive()
+
+    # ---- this thread --------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            builds = 0
+            while not self._stop.is_set():
+                try:
+                    self._consume()
+                except BrokerError as error:
+                    if not self._may_rebuild(error):
+                        raise
+                    delay_s = min(REBUILD_MOST_S, 2.0**builds)
+                    builds += 1
+                    self._tell(self._member.troubled, error)
+                    _log.error("%s; the consumer is closed and built anew in %.0f s", error, delay_s)
+                    self._stop.wait(delay_s)
+        except BaseException as error:  # noqa: BLE001 - the worker is told and stops; this thread has no caller
+            self._tell(self._member.failed, error)
+
+    def _consume(self) -> None:
+        consumer = self._make_consumer()
+        try:
+            consumer.subscribe(self._topics, self)
+            while not self._stop.is_set():
+                try:
+                    self._turn(consumer)
+                except BrokerError as error:
+                    if not error.retriable or error.fatal:
+                        raise
+                    self._tell(self._member.troubled, error)
+        finally:
+            consumer.close()
+            self._report_commits(consumer)
+
+    def _may_rebuild(self, error: BrokerError) -> bool:
+        # What went well before and is refused now (an ACL, a fatal client) may go well again; what never did is a mistake.
+        return self._was_assigned and error.code not in FINAL
+
+    def _turn(self, consumer: Consumer) -> None:
+        while self._orders:
+            self._orders.popleft()(consumer)
+        stalled = not self._wait_for_room()
+        if stalled and self._mine:
+            consumer.pause(list(self._mine))
+        self.polled_at = time.monotonic()
+        batches = consumer.poll(BATCH, POLL_S)
+        if batches:
+            if failpoint.ACTIVE:
+                failpoint.hit("after_poll")
+            self._hand_over(batches)
+        if stalled and self._mine:
+            consumer.resume([p for p in self._mine if p not in self._paused])
+        self._report_commits(consumer)
+
+    def _wait_for_room(self) -> bool:
+        """Whether the loop has room for another batch; False when it has accepted nothing for too long."""
+        until = time.monotonic() + STALLED_S
+        while self._handed - self._accepted >= AHEAD and not self._stop.is_set():
+            if self._orders:
+                return True
+            self._room.clear()
+            if self._handed - self._accepted < AHEAD:
+                break
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            self._room.wait(min(left, 0.02))
+        return True
+
+    def _hand_over(self, batches: list[Batch]) -> None:
+        self._handed += sum(len(batch.records) for batch in batches)
+        self.inbox.extend(batches)
+        if not self._told:
+            self._told = True
+            self._tell(self._arrived)
+
+    def _arrived(self) -> None:
+        self._told = False
+        self._member.arrived()
+
+    def _report_commits(self, consumer: Consumer) -> None:
+        results = consumer.commit_results()
+        if results:
+            self._tell(self._member.committed, results)
+
+    def _pause(self, consumer: Consumer, partition: TopicPartition) -> None:
+        if partition in self._mine:
+            self._paused.add(partition)
+            consumer.pause([partition])
+
+    def _resume(self, consumer: Consumer, partition: TopicPartition) -> None:
+        self._paused.discard(partition)
+        if partition in self._mine:
+            consumer.resume([partition])
+
+    # ---- the group's decisions, told from within poll and close ---------------------------------------------------
+
+    def assigned(self, committed: Mapping[TopicPartition, int | None]) -> Mapping[TopicPartition, Start]:
+        starts = self._ask(lambda: self._member.assigned(committed))
+        self._mine.update(starts)
+        self._was_assigned = True
+        return starts
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        self._forget(partitions)
+        return self._ask(lambda: self._member.revoked(partitions))
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        self._forget(partitions)
+        self._ask(lambda: self._member.lost(partitions))
+
+    def _forget(self, partitions: Sequence[TopicPartition]) -> None:
+        """Batches of theirs that nobody took are dropped: a later assignment reads them again."""
+        gone = set(partitions)
+        self._mine -= gone
+        self._paused -= gone
+
+    # ---- between the threads --------------------------------------------------------------------------------------
+
+    def _ask(self, question: Callable[[], Awaitable[_R]]) -> _R:
+        answer: Future[_R] = Future()
+
+        def begin() -> None:
+            async def run() -> None:
+                try:
+                    answer.set_result(await question())
+                except BaseException as error:  # noqa: BLE001 - handed to the thread that asked
+                    answer.set_exception(error)
+
+            task = self._loop.create_task(run())
+            task.add_done_callback(lambda _: None)
+
+        self._loop.call_soon_threadsafe(begin)
+        asked_at = time.monotonic()
+        while True:
+            try:
+                return answer.result(timeout=STUCK_S)
+            except TimeoutError:
+                if answer.done():
+                    raise
+                if self._loop.is_closed():
+                    raise BrokerError("the event loop has ended", retriable=False) from None
+                _log.warning(
+                    "the event loop has not answered a rebalance for %.0f s: does a handler block it?", time.monotonic() - asked_at
+                )
+
+    def _tell(self, call: Callable[..., None], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call, *arguments)
+        except RuntimeError:
+            # The loop is closed: the worker has ended and nobody is left to be told.
+            _log.debug("told an ended worker: %s", arguments)

@@ -1,0 +1,269 @@
+"""One service: its handlers, what it publishes, its store, its settings. The one place that names adapters.
+
+Making a Service opens nothing and reads no environment; `running`, `publisher` and ``choreo run`` do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
+from importlib import metadata
+from typing import Any
+
+from choreo.broker import Broker
+from choreo.codec import JsonCodec
+from choreo.errors import ConfigurationError
+from choreo.events import AnyEvent, EventLike, check_key, own_spec
+from choreo.handler import Handler, describe
+from choreo.kafka.broker import KafkaBroker
+from choreo.letter import dlq_topic, letters_topic, replay_topic
+from choreo.runtime.emitting import Emitter
+from choreo.runtime.preflight import check_topics, wait_for_kafka
+from choreo.runtime.publishing import Publishing
+from choreo.runtime.reading import rename
+from choreo.runtime.worker import Plan, Worker
+from choreo.settings import Resolved, ServiceSettings, resolve
+from choreo.storage.sqlite import SqliteStore
+from choreo.store import Store
+from choreo.telemetry.logs import carry_step_on_log_records
+
+_log = logging.getLogger("choreo.service")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
+
+Resource = AbstractContextManager[Any] | AbstractAsyncContextManager[Any]
+
+
+class Service:
+    """A service, which is one consumer group with one dead-letter topic.
+
+    `handlers` react, `publishes` names event types that code outside of handlers publishes. `store` keeps claims (default:
+    a SQLite file ``.choreo/<name>.db``, good for one host). `resources` (context managers; a handler may be one) are entered
+    in order before the first event and left in reverse after the drain. Raises ConfigurationError; does no I/O.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        handlers: Sequence[Handler[Any, Any]] = (),
+        publishes: Sequence[type[EventLike]] = (),
+        store: Store | None = None,
+        resources: Sequence[Resource] = (),
+        settings: ServiceSettings | None = None,
+        version: str = "",
+    ) -> None:
+        if not _NAME.fullmatch(name):
+            raise ConfigurationError(
+                f"service name {name!r}: use lower-case letters, digits, '_' and '-', at most 100; it names the group and topics"
+            )
+        self.name = name
+        self.version = version
+        self.specs = tuple(describe(handler, index) for index, handler in enumerate(handlers))
+        self.publishes = tuple(publishes)
+        self.store = store
+        self.resources = tuple(resources)
+        self.settings = settings or ServiceSettings()
+        self._codec = JsonCodec()
+        self._check()
+
+    # ---- what it is ---------------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        names: dict[str, str] = {}
+        for spec in self.specs:
+            for written in (spec.name, *spec.aliases):
+                if written in names:
+                    raise ConfigurationError(
+                        f"service {self.name}: two handlers are called {written!r}; names are stored, give each its own"
+                    )
+                names[written] = spec.name
+            if spec.transaction is not None:
+                raise ConfigurationError(
+                    f"handler {spec.name}: Handler[..., {spec.transaction.__name__}] asks for transaction effects, which are not part of this "
+                    "release; use Handler[...] (claims) and context.idempotency_key()"
+                )
+            if len(spec.topics) > 1:
+                _log.warning(
+                    "handler %s joins topics %s: events of two topics with the same key may run at the same time; lock its row "
+                    "(select ... for update)",
+                    spec.name,
+                    ", ".join(spec.topics),
+                )
+        if self.settings.effects == "offsets" and self.store is not None:
+            raise ConfigurationError(f'service {self.name}: effects="offsets" keeps no claims; leave out store=, or leave out effects=')
+        by_type: dict[str, type[EventLike]] = {}
+        for cls in self.event_types():
+            known = own_spec(cls)
+            if known is None:
+                raise ConfigurationError(f"service {self.name}: {cls.__name__} is no event type; it needs type=, topic=, key=")
+            check_key(cls, known, known=_field_names(cls))
+            other = by_type.setdefault(known.type, cls)
+            if other.__event__.topic != known.topic:
+                raise ConfigurationError(
+                    f"service {self.name}: {known.type} is on topic {other.__event__.topic} in {other.__name__} and on {known.topic} in {cls.__name__}"
+                )
+
+    def event_types(self) -> list[type[EventLike]]:
+        """Every event type the service knows: handled, emitted, published."""
+        found: dict[type[EventLike], None] = {}
+        for spec in self.specs:
+            found.update(dict.fromkeys((*spec.payloads, *spec.tombstones, *(spec.emits or ()))))
+        found.update(dict.fromkeys(self.publishes))
+        found.pop(AnyEvent, None)
+        return list(found)
+
+    def consumed_topics(self) -> list[str]:
+        """Logical names of the topics it subscribes to."""
+        return list(dict.fromkeys(topic for spec in self.specs for topic in spec.topics))
+
+    def emitted_topics(self) -> list[str]:
+        """Logical names of the topics it writes events to."""
+        emitted = [known for spec in self.specs for cls in sorted(spec.emits or (), key=lambda c: c.__name__) if (known := own_spec(cls))]
+        return list(dict.fromkeys(known.topic for known in (*emitted, *(cls.__event__ for cls in self.publishes))))
+
+    def own_topics(self) -> list[str]:
+        """Logical names of choreo's own topics for it; none for a service that only publishes."""
+        return [dlq_topic(self.name), letters_topic(self.name), replay_topic(self.name)] if self.specs else []
+
+    def effects(self) -> str:
+        return self.settings.effects or "claims"
+
+    # ---- running it ---------------------------------------------------------------------------------------------------
+
+    def resolve(self, flags: Mapping[str, Any] | None = None) -> Resolved:
+        """The settings as they count in this process. Raises ConfigurationError."""
+        return resolve(self.settings, os.environ, flags)
+
+    def broker(self, settings: ServiceSettings) -> Broker:
+        """The broker these settings name. Opens nothing."""
+        return settings.broker or KafkaBroker(settings.kafka)
+
+    def plan(self, settings: ServiceSettings) -> Plan:
+        """What a worker is to run, under these settings."""
+        claims = (settings.effects or "claims") == "claims"
+        return Plan(
+            service=self.name,
+            group=settings.topic_prefix + self.name,
+            version=self.version,
+            specs=self.specs,
+            codec=self._codec,
+            store=(self.store or self.default_store()) if claims else None,
+            names=rename(settings.topic_prefix, settings.topic_names),
+            start=settings.start,
+            accept_lost_offsets=settings.accept_lost_offsets,
+            concurrency=settings.concurrency,
+            threads=settings.threads,
+            drain_s=settings.drain_s,
+            strict=settings.strict,
+        )
+
+    def default_store(self) -> Store:
+        """Claims in a file of this host."""
+        return SqliteStore(f".choreo/{self.name}.db")
+
+    def publisher(self) -> Publishing:
+        """For code that is no handler: ``async with`` (or plain ``with``) ``service.publisher() as p: await p.publish(event)``."""
+        settings = self.resolve().settings
+        emitter = Emitter(self.name, self._codec, rename(settings.topic_prefix, settings.topic_names))
+        declared = {cls for spec in self.specs for cls in spec.emits or ()} | set(self.publishes)
+        undeclared = any(spec.emits is None for spec in self.specs)
+        return Publishing(self.name, emitter, lambda: self.broker(settings), None if undeclared else frozenset(declared))
+
+    @asynccontextmanager
+    async def running(self, *, consume: bool = True) -> AsyncIterator[None]:
+        """Runs the service inside your own process: a FastAPI lifespan, a test. Raises what the start raises; a worker that
+        fails later is logged and raised when the block ends."""
+        async with self.worker(consume=consume) as worker:
+            worker.failure.add_done_callback(_log_failure)
+            yield
+            if worker.failure.done():
+                worker.failure.result()
+
+    @asynccontextmanager
+    async def worker(
+        self,
+        *,
+        consume: bool = True,
+        flags: Mapping[str, Any] | None = None,
+        started: Callable[[Worker, str, float], None] | None = None,
+    ) -> AsyncIterator[Worker]:
+        """Enters the resources, checks Kafka and the topics, starts a worker; drains it at the end."""
+        began_s = time.monotonic()
+        settings = self.resolve(flags).settings
+        carry_step_on_log_records()
+        async with AsyncExitStack() as stack:
+            for resource in self.resources:
+                if isinstance(resource, AbstractAsyncContextManager):
+                    await stack.enter_async_context(resource)
+                else:
+                    stack.enter_context(resource)
+            broker = self.broker(settings)
+            plan = self.plan(settings)
+            found, topics = await wait_for_kafka(broker, settings.start_deadline_s)
+            self._check_topics(topics, plan.names, consume=consume)
+            worker = Worker(plan, broker)
+            try:
+                await worker.start(consume=consume)
+                if started is not None:
+                    started(worker, found, time.monotonic() - began_s)
+                yield worker
+            finally:
+                worker.clean = await worker.stop()
+
+    def _check_topics(self, topics: Mapping[str, Any], names: Callable[[str], str], *, consume: bool) -> None:
+        why = {names(topic): "emitted" for topic in self.emitted_topics()}
+        if consume:
+            why.update({names(topic): "choreo's own" for topic in self.own_topics()})
+            why.update({names(topic): "handled" for topic in self.consumed_topics()})
+        check_topics(topics, list(why), self.name, lambda name: why[name])
+
+    async def run(self, *, flags: Mapping[str, Any] | None = None, started: Callable[[Worker, str, float], None] | None = None) -> bool:
+        """Runs until SIGTERM or SIGINT, then drains; a second signal stops at once. Whether everything came to its end.
+
+        Raises ChoreoError when the service can't start or can't go on.
+        """
+        asked = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _stop, asked)
+        async with self.worker(flags=flags, started=started) as worker:
+            waiting = loop.create_task(asked.wait())
+            await asyncio.wait((waiting, worker.failure), return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if worker.failure.done():
+                worker.failure.result()
+            _log.info("stopping: draining for up to %g s", worker.plan.drain_s)
+        return worker.clean
+
+
+def _stop(asked: asyncio.Event) -> None:
+    if asked.is_set():
+        # Nothing is lost: what has not settled was not committed, and will be read again.
+        os.write(2, b"choreo: stopped at once; events that were under way will come again\n")
+        os._exit(130)
+    asked.set()
+
+
+def _log_failure(failure: asyncio.Future[None]) -> None:
+    if not failure.cancelled() and (error := failure.exception()) is not None:
+        _log.error("the worker stopped: %s", error)
+
+
+def _field_names(cls: Any) -> tuple[str, ...]:
+    if dataclasses.is_dataclass(cls):
+        return tuple(item.name for item in dataclasses.fields(cls))
+    if hasattr(cls, "model_fields"):
+        return tuple(cls.model_fields)
+    return tuple(getattr(cls, "__struct_fields__", ()))
+
+
+def choreo_version() -> str:
+    """The installed version of choreo."""
+    return metadata.version("choreo")

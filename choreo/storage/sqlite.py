@@ -1,0 +1,216 @@
+"""Claims in a SQLite file: each event once on this host.
+
+WAL and synchronous=FULL: with NORMAL a power cut may lose the last commits, whose offsets Kafka has already. A claim is
+written in a transaction that takes the write lock at its start (BEGIN IMMEDIATE), so that it never waits for a lock in
+its middle. Other processes may share the file; they wait for each other up to `busy_timeout_s`.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from itertools import groupby
+from pathlib import Path
+
+from choreo import failpoint
+from choreo.errors import StoreError
+from choreo.store import Claim
+
+SCHEMA_VERSION = 1
+_SCHEMA = (
+    "CREATE TABLE choreo_schema (version INTEGER NOT NULL)",
+    f"INSERT INTO choreo_schema VALUES ({SCHEMA_VERSION})",  # noqa: S608 - a constant of this file
+    # No rowid: the key is the row, so that a lookup is one search and an insert writes one page.
+    "CREATE TABLE choreo_claims (service TEXT NOT NULL, handler TEXT NOT NULL, event_id TEXT NOT NULL, run TEXT NOT NULL,"
+    " claimed_at_ms INTEGER NOT NULL, PRIMARY KEY (service, handler, event_id, run)) WITHOUT ROWID",
+)
+_INSERT = "INSERT OR IGNORE INTO choreo_claims VALUES (?, ?, ?, ?, ?)"
+# One statement text a size: a full chunk's is parsed once and then comes from sqlite3's statement cache.
+_CHUNK_IDS = 500
+_CACHE_KIB = 16_384
+
+# By SQLite's primary result code: may waiting help, what is the matter, what to do (https://sqlite.org/rescode.html).
+_WAITING_HELPS = {
+    sqlite3.SQLITE_BUSY: "another process holds its lock; choreo tries again; find the process if this goes on: fuser -v",
+    sqlite3.SQLITE_LOCKED: "another process holds its lock; choreo tries again; find the process if this goes on: fuser -v",
+    sqlite3.SQLITE_FULL: "the disk is full; make room, choreo tries again",
+    sqlite3.SQLITE_IOERR: "the disk failed to read or write; look at the disk and its quota (dmesg, df), choreo tries again",
+    sqlite3.SQLITE_NOMEM: "no memory left; choreo tries again",
+    sqlite3.SQLITE_PROTOCOL: "another process is just opening it; choreo tries again",
+}
+_SOMEBODY_MUST_ACT = {
+    sqlite3.SQLITE_READONLY: "it can't be written; give this user write access to the file and its folder",
+    sqlite3.SQLITE_PERM: "access is denied; give this user write access to the file and its folder",
+    sqlite3.SQLITE_CANTOPEN: "it can't be opened; it must be a file (not a folder) that this user may write",
+    sqlite3.SQLITE_CORRUPT: "it is damaged; move it away and restore a backup, or start without: events redelivered now run again",
+    sqlite3.SQLITE_NOTADB: "it is no SQLite database; move it away, or choose another path",
+}
+
+
+class SqliteStore:
+    """See `choreo.store.Store`. ``SqliteStore(".choreo/payments.db")``; missing folders are made, `open` does the I/O."""
+
+    def __init__(self, path: str | os.PathLike[str], *, busy_timeout_s: float = 5.0) -> None:
+        self._shown = os.fspath(path)
+        self._path = Path(path).absolute()
+        self._busy_timeout_s = busy_timeout_s
+        self._service = ""
+        self._connection: sqlite3.Connection | None = None
+        self._file_id = (0, 0)
+
+    def open(self, service: str) -> None:
+        if self._connection is not None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.describe()}: its folder can't be made: {error}; choose another path", retriable=False) from error
+        with self._explained("opening"):
+            connection = sqlite3.connect(self._path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False)
+        try:
+            with self._explained("opening"):
+                self._set_up(connection)
+                self._file_id = self._file_now()
+        except BaseException:
+            connection.close()
+            raise
+        self._service = service
+        self._connection = connection
+
+    def _set_up(self, connection: sqlite3.Connection) -> None:
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise StoreError(
+                f"{self.describe()}: journal mode is {mode} and can't be WAL, as on a network file system; choose a local path",
+                retriable=False,
+            )
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        if _schema_version(connection) is None:
+            with _transaction(connection):
+                # Another process may have been faster, so look again under the lock.
+                if _schema_version(connection) is None:
+                    for statement in _SCHEMA:
+                        connection.execute(statement)
+        version = _schema_version(connection)
+        if version != SCHEMA_VERSION:
+            raise StoreError(
+                f"{self.describe()}: its schema is version {version}, this choreo knows {SCHEMA_VERSION};"
+                " run the choreo release that wrote it (or a newer one), or choose another path",
+                retriable=False,
+            )
+
+    def lookup(self, claims: Collection[Claim]) -> set[Claim]:
+        with self._explained("looking claims up"):
+            return self._found(self._ready(), claims)
+
+    def claim(self, claims: Sequence[Claim]) -> set[Claim]:
+        connection = self._ready()
+        if not claims:
+            return set()
+        if failpoint.ACTIVE:
+            failpoint.hit("before_store_tx")
+        with self._explained("writing claims"):
+            with _transaction(connection):
+                self._check_file()
+                already = self._found(connection, claims)
+                self._insert(connection, claims, already)
+                if failpoint.ACTIVE:
+                    failpoint.hit("in_store_tx")
+        if failpoint.ACTIVE:
+            failpoint.hit("after_store_commit")
+        return already
+
+    def _found(self, connection: sqlite3.Connection, claims: Iterable[Claim]) -> set[Claim]:
+        found: set[Claim] = set()
+        for (handler, run), group in groupby(sorted(claims, key=_by_handler), key=_by_handler):
+            ids = [claim.event_id for claim in group]
+            for at in range(0, len(ids), _CHUNK_IDS):
+                chunk = ids[at : at + _CHUNK_IDS]
+                # CROSS JOIN keeps the order of the loops: for each id one search in the key, never a scan of the claims.
+                sql = (
+                    f"WITH wanted(id) AS (VALUES {','.join(['(?)'] * len(chunk))}) SELECT id FROM wanted CROSS JOIN choreo_claims"  # noqa: S608
+                    " WHERE service = ? AND handler = ? AND event_id = id AND run = ?"
+                )
+                rows = connection.execute(sql, (*chunk, self._service, handler, run))
+                found.update(Claim(handler, event_id, run) for (event_id,) in rows)
+        return found
+
+    def _insert(self, connection: sqlite3.Connection, claims: Iterable[Claim], already: set[Claim]) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        # Sorted: neighbours share pages.
+        new = sorted(claim for claim in claims if claim not in already)
+        connection.executemany(_INSERT, [(self._service, handler, event_id, run, now_ms) for handler, event_id, run in new])
+
+    def describe(self) -> str:
+        return f"SQLite {self._shown}"
+
+    def close(self) -> None:
+        if self._connection is None:
+            return
+        connection, self._connection = self._connection, None
+        with self._explained("closing"):
+            connection.close()
+
+    def _ready(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise StoreError(f"{self.describe()}: not open; call open(service) first, and not after close()", retriable=False)
+        return self._connection
+
+    def _file_now(self) -> tuple[int, int]:
+        with suppress(FileNotFoundError):
+            status = self._path.stat()
+            return status.st_dev, status.st_ino
+        return (0, 0)
+
+    def _check_file(self) -> None:
+        """SQLite goes on writing to a file that was deleted or replaced: those claims would be gone with this process."""
+        if self._file_now() != self._file_id:
+            raise StoreError(
+                f"{self.describe()}: the file was moved, deleted or replaced while it was open; put it back if you can, then restart",
+                retriable=False,
+            )
+
+    @contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        """Turns SQLite's errors into StoreErrors."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._explain(error, doing) from error
+
+    def _explain(self, error: sqlite3.Error, doing: str) -> StoreError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        advice = _WAITING_HELPS.get(code) or _SOMEBODY_MUST_ACT.get(code) or "this is no error choreo knows; look at the file"
+        return StoreError(f"{self.describe()}: {doing}: {error}; {advice}", retriable=code in _WAITING_HELPS)
+
+
+def _by_handler(claim: Claim) -> tuple[str, str]:
+    return claim.handler, claim.run
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """BEGIN IMMEDIATE ... COMMIT; any exception rolls back."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # A full disk or a damaged file may have rolled back already; what went wrong first is what is told.
+        with suppress(sqlite3.Error):
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        raise
+
+
+def _schema_version(connection: sqlite3.Connection) -> int | None:
+    """The version the file was written with; None for a file without choreo's tables."""
+    with closing(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'choreo_schema'")) as rows:
+        if rows.fetchone() is None:
+            return None
+    (version,) = connection.execute("SELECT max(version) FROM choreo_schema").fetchone()
+    return 0 if version is None else int(version)

@@ -1,0 +1,35 @@
+"""What has happened, in numbers? Plain ints that the hot path adds to; instruments read them when they are asked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the worker started. Owner: the event loop; anybody may read.
+
+    Deliveries end as one of handled, duplicates, recovered, dead_lettered. Events without a handler are skipped.
+    """
+
+    received: int = 0
+    skipped_type: int = 0
+    skipped_tombstone: int = 0
+    handled: int = 0
+    duplicates: int = 0
+    recovered: int = 0
+    dead_lettered: int = 0
+    retried: int = 0
+    emitted: int = 0
+    replayed: int = 0
+    late: int = 0
+    forged_headers: int = 0
+    claimed_elsewhere: int = 0
+    broker_errors: int = 0
+    store_errors: int = 0
+    commits: int = 0
+    commit_errors: int = 0
+    rebalances: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)

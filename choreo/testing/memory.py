@@ -1,0 +1,191 @@
+"""Kafka for tests, in memory: topics, groups that rebalance, committed offsets, and faults on demand. No network, no waiting.
+
+It passes the suite that real Kafka passes (choreo/testing/conformance.py), so what a test sees here it sees there. What
+it leaves out: brokers and replicas, transactions, retention by itself (`trim` does it), ACLs, compaction.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+
+from choreo.broker import TopicInfo
+from choreo.errors import BrokerError
+from choreo.record import Outgoing, Record, TopicPartition
+from choreo.testing.memory_consumer import MemoryConsumer, MemoryReader
+from choreo.testing.memory_log import TopicLog
+from choreo.testing.memory_producer import MemoryProducer
+from choreo.testing.memory_state import MemoryState, unknown_topic
+
+
+class MemoryBroker:
+    """A cluster in memory. Thread-safe; the clients it makes are not, as their ports say.
+
+    ::
+
+        broker = MemoryBroker()
+        broker.create_topic("orders", partitions=6)
+        broker.fail_sends("orders", "_MSG_TIMED_OUT", times=2)
+
+    `max_message_bytes` counts a record with its key, headers and overhead, and a topic's own ``max.message.bytes`` goes
+    before it; `queue_records` is what a producer holds before `send` raises BufferError; `clock` gives epoch seconds.
+    """
+
+    def __init__(self, *, max_message_bytes: int = 1_048_588, queue_records: int = 100_000, clock: Callable[[], float] = time.time) -> None:
+        self._state = MemoryState(max_message_bytes=max_message_bytes, queue_records=queue_records, clock=clock)
+        self._members = count(1)
+        self._consumers: list[MemoryConsumer] = []
+
+    # ---- the port -------------------------------------------------------------------------------------------------------
+
+    def consumer(self, group: str) -> MemoryConsumer:
+        with self._state.changed:
+            consumer = MemoryConsumer(self._state, group, next(self._members))
+            self._consumers.append(consumer)
+            return consumer
+
+    def producer(self) -> MemoryProducer:
+        return MemoryProducer(self._state)
+
+    def reader(self) -> MemoryReader:
+        return MemoryReader(self._state)
+
+    def cluster(self) -> MemoryCluster:
+        return MemoryCluster(self._state)
+
+    # ---- setting the scene, and looking ---------------------------------------------------------------------------------
+
+    def create_topic(self, name: str, *, partitions: int = 1, config: Mapping[str, str] | None = None) -> None:
+        """Makes a topic. Raises BrokerError when it is there already."""
+        self.cluster().create([TopicInfo(name, partitions, 1, config or {})])
+
+    def write(self, record: Outgoing, *, timestamp_ms: int | None = None) -> Record:
+        """Writes one record without a producer, at a time of one's own choice (epoch milliseconds)."""
+        with self._state.changed:
+            log = self._state.log_for(record, sum(log.end for log in self._state.topic(record.topic).logs))
+            return self._state.append(log, record, timestamp_ms)
+
+    def records(self, topic: str) -> list[Record]:
+        """All records of a topic, by partition, then offset."""
+        with self._state.changed:
+            return [record for log in self._state.topic(topic).logs for record in log.records()]
+
+    def committed(self, group: str) -> Mapping[TopicPartition, int]:
+        """The offsets a group has committed."""
+        with self._state.changed:
+            return dict(self._state.group(group).committed)
+
+    def consumers(self, group: str) -> list[MemoryConsumer]:
+        """The consumers of a group that aren't closed, in the order they were made."""
+        with self._state.changed:
+            return [consumer for consumer in self._consumers if consumer.group_name == group and not consumer.closed]
+
+    # ---- faults ---------------------------------------------------------------------------------------------------------
+
+    def skip_offsets(self, topic: str, partition: int, count: int) -> None:
+        """Makes a gap of `count` offsets, as compaction and transactions do."""
+        with self._state.changed:
+            self._state.log(TopicPartition(topic, partition)).skip(count)
+            self._state.changed.notify_all()
+
+    def trim(self, topic: str, partition: int, *, before: int) -> None:
+        """Forgets the records below the offset `before`, as retention does. Who stands there gets _AUTO_OFFSET_RESET."""
+        with self._state.changed:
+            self._state.log(TopicPartition(topic, partition)).trim(before)
+            self._state.changed.notify_all()
+
+    def fail_sends(self, topic: str, code: str, times: int = 1, *, retriable: bool = True) -> None:
+        """The next `times` records sent to `topic` are reported with this error and not written."""
+        error = BrokerError(f"{topic}: {code}, as the test asked", code=code, retriable=retriable)
+        with self._state.changed:
+            self._state.add_fault("send", topic, error, times)
+
+    def hold_sends(self, topic: str) -> None:
+        """Records sent to `topic` stay on their way, unwritten and unreported, until `release_sends`."""
+        with self._state.changed:
+            self._state.held_topics.add(topic)
+
+    def release_sends(self, topic: str) -> None:
+        """What was held goes on, in order, when its producer polls, flushes or sends."""
+        with self._state.changed:
+            self._state.held_topics.discard(topic)
+            self._state.changed.notify_all()
+
+    def fail_commits(self, group: str, code: str, times: int = 1, *, retriable: bool = True) -> None:
+        """The next `times` commits of a group end in this error, those of a revoke included."""
+        error = BrokerError(f"group {group}: {code}, as the test asked", code=code, retriable=retriable)
+        with self._state.changed:
+            self._state.add_fault("commit", group, error, times)
+
+    def fail_polls(self, group: str, code: str, times: int = 1, *, retriable: bool = True, fatal: bool = False) -> None:
+        """The next `times` polls of a group's members raise this error."""
+        error = BrokerError(f"group {group}: {code}, as the test asked", code=code, retriable=retriable, fatal=fatal)
+        with self._state.changed:
+            self._state.add_fault("poll", group, error, times)
+
+    def lose(self, consumer: MemoryConsumer) -> None:
+        """Throws a member out of its group, as a session timeout does: others may take its partitions at once; its commits
+        are refused; its next poll calls `lost` and joins again."""
+        consumer.lose()
+
+    def heal(self) -> None:
+        """Ends all faults and holds."""
+        with self._state.changed:
+            self._state.clear_faults()
+
+
+class MemoryCluster:
+    """See `choreo.broker.Cluster`."""
+
+    def __init__(self, state: MemoryState) -> None:
+        self._state = state
+
+    def topics(self) -> Mapping[str, TopicInfo]:
+        with self._state.changed:
+            return {name: topic.info for name, topic in self._state.topics.items()}
+
+    def create(self, topics: Sequence[TopicInfo]) -> None:
+        """As Kafka does, it makes what it can and then raises for the first that it could not."""
+        problems: list[BrokerError] = []
+        with self._state.changed:
+            for info in topics:
+                problem = self._refusal(info)
+                if problem is None:
+                    self._state.topics[info.name] = TopicLog(info)
+                else:
+                    problems.append(problem)
+            self._rebalance_all()
+        if problems:
+            raise problems[0]
+
+    def _refusal(self, info: TopicInfo) -> BrokerError | None:
+        if info.name in self._state.topics:
+            return BrokerError(f"{info.name}: there is such a topic already; choose another", code="TOPIC_ALREADY_EXISTS", retriable=False)
+        if info.partitions < 1:
+            return BrokerError(f"{info.name}: {info.partitions} partitions; use at least 1", code="INVALID_PARTITIONS", retriable=False)
+        return None
+
+    def add_partitions(self, topic: str, total: int) -> None:
+        with self._state.changed:
+            found = self._state.topics.get(topic)
+            if found is None:
+                raise unknown_topic(topic)
+            if total <= found.info.partitions:
+                raise BrokerError(
+                    f"{topic}: has {found.info.partitions} partitions, {total} is no more; partitions can't be taken away",
+                    code="INVALID_PARTITIONS",
+                    retriable=False,
+                )
+            found.grow(total)
+            self._rebalance_all()
+
+    def _rebalance_all(self) -> None:
+        for group in self._state.groups.values():
+            self._state.rebalance(group)
+
+    def describe(self) -> str:
+        return "in memory, 1 broker"
+
+    def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,1 @@
+"""Keeps the shelves, and reserves what is on them."""

@@ -1,0 +1,7 @@
+"""The shipped suites explain their failures like tests of our own."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.register_assert_rewrite("choreo.testing.conformance", "choreo.testing.members")

@@ -1,0 +1,125 @@
+"""What every test may ask for: a Kafka, names of its own, topics, and each of the two group protocols.
+
+A Kafka is taken where there is one (DESIGN section 9): CHOREO_TEST_BOOTSTRAP; Docker, through pytest-docker and
+docker-compose.kafka.yml; Apache's own jars with Java 17+. Where there is none the test is skipped, visibly, and fails when
+CI=true. Tests that break brokers or need logins always start their own from the jars.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from confluent_kafka import KafkaException
+
+from tests.support.kafka_access import KafkaAccess
+from tests.support.kafka_cluster import KafkaCluster
+from tests.support.kafka_jars import ROOT, KafkaUnavailableError
+from tests.support.names import MakeTopic, Names
+
+GROUP_PROTOCOLS = ("classic", "consumer")
+REACH_S = 15.0
+
+
+@pytest.fixture(scope="session")
+def kafka(request: pytest.FixtureRequest) -> Iterator[KafkaAccess]:
+    """One broker for the whole run, shared: nobody breaks it. Started with the first test that asks."""
+    given = os.environ.get("CHOREO_TEST_BOOTSTRAP")
+    if given:
+        yield _reachable(KafkaAccess(given, "CHOREO_TEST_BOOTSTRAP"))
+    elif _docker_works():
+        request.getfixturevalue("docker_services")
+        yield _reachable(KafkaAccess(f"127.0.0.1:{_docker_port()}", "docker"))
+    else:
+        with _started(KafkaCluster(1)) as cluster:
+            yield cluster.access()
+
+
+@pytest.fixture(scope="module")
+def kafka3_of_module() -> Iterator[KafkaCluster]:
+    """Three brokers for the tests of one module; ask for `kafka3`."""
+    with _started(KafkaCluster(3)) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def kafka3(kafka3_of_module: KafkaCluster) -> Iterator[KafkaCluster]:
+    """Three brokers, to be broken: what a test leaves dead or stopped is mended after it."""
+    yield kafka3_of_module
+    kafka3_of_module.heal()
+
+
+@pytest.fixture(scope="session")
+def kafka_sasl_of_session() -> Iterator[KafkaCluster]:
+    """A broker with logins and ACLs for the whole run; ask for `kafka_sasl`."""
+    with _started(KafkaCluster(1, sasl=True)) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def kafka_sasl(kafka_sasl_of_session: KafkaCluster) -> Iterator[KafkaCluster]:
+    """A broker with logins (`admin`, `payments`) and without any ACL; those that a test adds are taken back after it."""
+    yield kafka_sasl_of_session
+    for acl in kafka_sasl_of_session.permissions.all():
+        kafka_sasl_of_session.permissions.disallow(acl)
+
+
+@pytest.fixture
+def names(request: pytest.FixtureRequest) -> Names:
+    """Topic and group names of this test alone."""
+    return Names(request.node.name)
+
+
+@pytest.fixture
+def make_topic(kafka: KafkaAccess, names: Names) -> Iterator[MakeTopic]:
+    """Makes topics on `kafka`; they are deleted after the test."""
+    make = MakeTopic(kafka, names)
+    yield make
+    make.delete_all()
+
+
+@pytest.fixture(params=GROUP_PROTOCOLS)
+def group_protocol(request: pytest.FixtureRequest) -> str:
+    """Each of the group protocols in turn: a test that asks for it runs twice."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def docker_compose_file() -> str:
+    """Tells pytest-docker what to start."""
+    return str(ROOT / "docker-compose.kafka.yml")
+
+
+def _started(cluster: KafkaCluster) -> KafkaCluster:
+    """The cluster, entered by its caller; a test without a Kafka is skipped, or fails when CI=true."""
+    try:
+        cluster.require()
+    except KafkaUnavailableError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI=true and no Kafka: {error}", pytrace=False)
+        pytest.skip(f"no Kafka: {error}")
+    return cluster
+
+
+def _reachable(kafka: KafkaAccess) -> KafkaAccess:
+    try:
+        kafka.admin.list_topics(timeout=REACH_S)
+    except KafkaException as error:
+        pytest.fail(f"{kafka.origin}: no Kafka answers at {kafka.bootstrap}: {error}", pytrace=False)
+    return kafka
+
+
+def _docker_works() -> bool:
+    try:
+        return all(
+            subprocess.run(["docker", *words], capture_output=True, check=False, timeout=20).returncode == 0
+            for words in (["info"], ["compose", "version"])
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return False
+
+
+def _docker_port() -> str:
+    return os.environ.get("CHOREO_KAFKA_PORT", "9092")

@@ -143,6 +143,12 @@ class Cluster(Protocol):
     def add_partitions(self, topic: str, total: int) -> None:
         """Raises a topic's number of partitions to `total`."""
 
+    def configure(self, topic: str, config: Mapping[str, str]) -> None:
+        """Sets these settings of a topic; its others stay as they are."""
+
+    def brokers(self) -> int:
+        """How many there are: what a replication factor can be at most."""
+
     def describe(self) -> str:
         """One line: ``127.0.0.1:9092, 3 brokers``."""
 

@@ -19,6 +19,7 @@ from urllib.parse import unquote
 import msgspec
 from typing_extensions import TypeVar
 
+from choreo.errors import ConfigurationError
 from choreo.record import Headers, Record
 
 P = TypeVar("P", covariant=True)
@@ -42,6 +43,7 @@ JSON = "application/json"
 
 # The namespace of every derived id. A constant of the wire format: changing it changes every child id there is.
 _NAMESPACE = bytes.fromhex("6ba7b8129dad11d180b400c04fd430c8")
+_SPAN_ID = re.compile(r"(?!0{16})[0-9a-f]{16}")
 _TRACE_ID = re.compile("(?!0{32})[0-9a-f]{32}")
 _TRACEPARENT = re.compile("00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _LATER_VERSION = re.compile("(?!00|ff)[0-9a-f]{2}-.{52}(-.*)?")
@@ -75,9 +77,13 @@ def new_id() -> str:
 def derived_id(*parts: object) -> str:
     """The same parts, the same id: makes a repeated request one event. UUIDv5 over the parts' text.
 
+    Raises ConfigurationError without parts, and for a None among them: every request would be the same event.
+
     >>> derived_id("checkout", "cart-17") == derived_id("checkout", "cart-17")
     True
     """
+    if not parts or None in parts:
+        raise ConfigurationError(f"derived_id{parts!r}: every request would be one event; give what tells this one apart, and no None")
     return _uuid5(_DERIVED, *(str(part) for part in parts))
 
 
@@ -87,7 +93,11 @@ def child_id(parent: str, service: str, handler: str, run: str, event_type: str,
     `run` is the run id of a forced replay, else ``""``; `nth` counts the events of that type and key in one call
     (``"0"``, ``"1"``, ...) or is the emit's `id_key`.
     """
-    return _uuid5(parent, service, handler, run, event_type, key, nth)
+    # Each part with its length, as `_uuid5` does; written out, for this is done for every emitted event.
+    return _uuid5_of(
+        f"{len(parent)}:{parent}{len(service)}:{service}{len(handler)}:{handler}{len(run)}:{run}"
+        f"{len(event_type)}:{event_type}{len(key)}:{key}{len(nth)}:{nth}"
+    )
 
 
 def plain_id(record: Record) -> str:
@@ -103,7 +113,10 @@ def plain_id(record: Record) -> str:
 
 def _uuid5(*parts: str) -> str:
     # Length-prefixed, so that ("a", "bc") and ("ab", "c") differ.
-    name = "".join(f"{len(part)}:{part}" for part in parts)
+    return _uuid5_of("".join(f"{len(part)}:{part}" for part in parts))
+
+
+def _uuid5_of(name: str) -> str:
     digest = hashlib.sha1(_NAMESPACE + name.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
     variant = "89ab"[int(digest[16], 16) & 3]
     return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
@@ -126,15 +139,27 @@ def header_text(value: bytes | None, limit: int = MAX_HEADER_CHARS) -> str | Non
         return None
 
 
-class Wire(msgspec.Struct, frozen=True, gc=False):
-    """The ids and context that came with a record; what was not asked for was not parsed.
+class Wire(msgspec.Struct, gc=False):
+    """The ids and context that came with a record; what is not asked for is not parsed.
 
-    Ids are printable: one with a NUL or an escape sequence could not be stored, and would act on terminals.
+    Ids are printable: one with a NUL or an escape sequence could not be stored, and would act on terminals. Without a
+    usable `choreo-id` the event is plain: a derived id, a flow of its own.
     """
 
-    event_id: str
-    flow_id: str
+    record: Record
     by_name: Mapping[str, bytes | None]
+    _event_id: str | None = None
+
+    @property
+    def event_id(self) -> str:
+        found = self._event_id
+        if found is None:
+            found = self._event_id = _printable_id(self.by_name.get(ID)) or plain_id(self.record)
+        return found
+
+    @property
+    def flow_id(self) -> str:
+        return _printable_id(self.by_name.get(CORRELATION_ID)) or self.event_id
 
     @property
     def cause_id(self) -> str | None:
@@ -169,12 +194,8 @@ class Wire(msgspec.Struct, frozen=True, gc=False):
 
 
 def read_wire(record: Record) -> Wire:
-    """The ids of a record. Without a usable `choreo-id` the event is plain: derived id, a flow of its own."""
-    by_name = dict(record.headers)
-    event_id = _printable_id(by_name.get(ID))
-    if event_id is None:
-        event_id = plain_id(record)
-    return Wire(event_id, _printable_id(by_name.get(CORRELATION_ID)) or event_id, by_name)
+    """The ids and context of a record."""
+    return Wire(record, dict(record.headers))
 
 
 def _printable_id(value: bytes | None) -> str | None:
@@ -216,7 +237,9 @@ def child_traceparent(parent: str | None, flow_id: str, event_id: str) -> str:
 
     Of the parent's flags the two that W3C defines are kept, sampled (1) and random trace id (2); the others must be 0.
     """
-    span_id = hashlib.sha1(event_id.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:16]
+    span_id = event_id[19:23] + event_id[24:]  # the half of a UUID that is random, or a hash
+    if not _SPAN_ID.fullmatch(span_id):
+        span_id = hashlib.sha256(event_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     if parent is None:
         return f"00-{root_trace_id(flow_id)}-{span_id}-00"
     return f"{parent[:36]}{span_id}-{int(parent[53:55], 16) & 3:02x}"

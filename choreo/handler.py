@@ -14,7 +14,7 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from math import isfinite
 from typing import Any, ClassVar, Generic, Never, NoReturn, TypeAlias, Union, get_args, get_origin, get_type_hints
 
@@ -31,6 +31,7 @@ P = TypeVar("P", bound="EventLike | Tombstone[Any]")
 T = TypeVar("T", default=None)
 E = TypeVar("E", bound=EventLike, covariant=True)
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 
 
@@ -73,8 +74,6 @@ class Context(msgspec.Struct, Generic[T], frozen=True):
     `replay` (None for live events), `transaction` (None unless the handler asks for a connection).
     """
 
-    event_id: str
-    flow_id: str
     service: str
     handler: str
     attempt: int
@@ -83,6 +82,16 @@ class Context(msgspec.Struct, Generic[T], frozen=True):
     transaction: T
     _record: Record
     _wire: Wire
+
+    @property
+    def event_id(self) -> str:
+        """The event's id; of an event that came without one, derived from where it stands and what it holds."""
+        return self._wire.event_id
+
+    @property
+    def flow_id(self) -> str:
+        """The id of the flow: everything that one first event caused."""
+        return self._wire.flow_id
 
     @property
     def cause_id(self) -> str | None:
@@ -104,7 +113,7 @@ class Context(msgspec.Struct, Generic[T], frozen=True):
     def origin(self) -> Origin:
         """Where the record stands in Kafka."""
         record = self._record
-        at = datetime.fromtimestamp(record.timestamp_ms / 1000, UTC) if 0 <= record.timestamp_ms < 253402300800000 else None
+        at = _EPOCH + timedelta(milliseconds=record.timestamp_ms) if 0 <= record.timestamp_ms < 253402300800000 else None
         return Origin(record.topic, record.partition, record.offset, at)
 
     @property

@@ -15,9 +15,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
-from choreo.broker import Broker
+from choreo.broker import Broker, TopicInfo
 from choreo.codec import JsonCodec
 from choreo.errors import ConfigurationError
 from choreo.events import AnyEvent, EventLike, check_key, own_spec
@@ -38,6 +38,16 @@ _log = logging.getLogger("choreo.service")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 
 Resource = AbstractContextManager[Any] | AbstractAsyncContextManager[Any]
+
+
+class Started(NamedTuple):
+    """What a start found, for whoever shows it. `kafka` is one line, `took_s` the seconds from nothing to joining the group."""
+
+    worker: Worker
+    settings: ServiceSettings
+    kafka: str
+    topics: Mapping[str, TopicInfo]
+    took_s: float
 
 
 class Service:
@@ -192,7 +202,7 @@ class Service:
         *,
         consume: bool = True,
         flags: Mapping[str, Any] | None = None,
-        started: Callable[[Worker, str, float], None] | None = None,
+        started: Callable[[Started], None] | None = None,
     ) -> AsyncIterator[Worker]:
         """Enters the resources, checks Kafka and the topics, starts a worker; drains it at the end."""
         began_s = time.monotonic()
@@ -212,7 +222,7 @@ class Service:
             try:
                 await worker.start(consume=consume)
                 if started is not None:
-                    started(worker, found, time.monotonic() - began_s)
+                    started(Started(worker, settings, found, topics, time.monotonic() - began_s))
                 yield worker
             finally:
                 worker.clean = await worker.stop()
@@ -224,17 +234,33 @@ class Service:
             why.update({names(topic): "handled" for topic in self.consumed_topics()})
         check_topics(topics, list(why), self.name, lambda name: why[name])
 
-    async def run(self, *, flags: Mapping[str, Any] | None = None, started: Callable[[Worker, str, float], None] | None = None) -> bool:
+    async def run(self, *, flags: Mapping[str, Any] | None = None, started: Callable[[Started], None] | None = None) -> bool:
         """Runs until SIGTERM or SIGINT, then drains; a second signal stops at once. Whether everything came to its end.
 
         Raises ChoreoError when the service can't start or can't go on.
         """
-        asked = asyncio.Event()
+        asked, begun = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
+        running = loop.create_task(self._run(asked, begun, flags, started))
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _stop, asked)
+            loop.add_signal_handler(number, _stop, asked, begun, running)
+        try:
+            return await running
+        except asyncio.CancelledError:
+            if not asked.is_set():
+                raise
+            return True  # asked to stop while it waited for Kafka: nothing had begun
+
+    async def _run(
+        self,
+        asked: asyncio.Event,
+        begun: asyncio.Event,
+        flags: Mapping[str, Any] | None,
+        started: Callable[[Started], None] | None,
+    ) -> bool:
         async with self.worker(flags=flags, started=started) as worker:
-            waiting = loop.create_task(asked.wait())
+            begun.set()
+            waiting = asyncio.create_task(asked.wait())
             await asyncio.wait((waiting, worker.failure), return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
             if worker.failure.done():
@@ -243,12 +269,14 @@ class Service:
         return worker.clean
 
 
-def _stop(asked: asyncio.Event) -> None:
+def _stop(asked: asyncio.Event, begun: asyncio.Event, running: asyncio.Task[bool]) -> None:
     if asked.is_set():
         # Nothing is lost: what has not settled was not committed, and will be read again.
         os.write(2, b"choreo: stopped at once; events that were under way will come again\n")
         os._exit(130)
     asked.set()
+    if not begun.is_set():
+        running.cancel()
 
 
 def _log_failure(failure: asyncio.Future[None]) -> None:

@@ -8,10 +8,12 @@ one event for one handler; it goes
                            |        -> GiveUp                  the runtime writes a letter, then settles
                            |-> postpone -> tick -> take ...    not its fault: no attempt is counted
 
-A partition is LIVE, then STOPPING, then GONE (whatever still comes is dropped). While it is STOPPING, what stands at
-or below its `cut`, the highest offset that has started, still runs: then the committed offset leaves nothing behind that
-was done beyond it, and nothing is redelivered. Each assignment is a new `Partition`, so revoking is forgetting one object and a late outcome can't be taken
-for one of the next assignment. Invariants 1, 2, 3, 7 and 11 of the design; guarded by tests/properties/test_engine.py.
+A partition is LIVE, then STOPPING, then GONE (whatever still comes is dropped). While it is STOPPING, what stands at or
+below its `cut`, the highest offset that has started, still runs: then the committed offset leaves nothing behind that was
+done beyond it, and nothing is redelivered. A replay does not begin any more: its request is answered by the next owner.
+`halt` ends the drain when its time is over. Each assignment is a new `Partition`, so revoking is forgetting one object
+and a late outcome can't be taken for one of the next assignment. Invariants 1, 2, 3, 7 and 11 of the design; guarded by
+tests/properties/test_engine.py.
 """
 
 from __future__ import annotations
@@ -68,18 +70,21 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     attempts: int = 0
     next: Any = None
     note: Any = None
+    settled: bool = False
 
 
 class Partition:
     """One assignment of one partition. Owner: the engine."""
 
-    __slots__ = ("cut", "id", "lanes", "offsets", "running", "state")
+    __slots__ = ("cut", "id", "lanes", "offsets", "running", "state", "wake_at")
 
     def __init__(self, partition: TopicPartition) -> None:
         self.id = partition
         self.state = LIVE
         self.running = 0
         self.cut = -1
+        self.wake_at = -1
+        """The runtime's own: it wants to know when the events in flight have fallen to this."""
         self.lanes = Lanes()
         self.offsets = Offsets()
 
@@ -124,7 +129,14 @@ class Engine:
         stopped = [state for wanted in partitions if (state := self.partitions.get(wanted)) is not None]
         for state in stopped:
             state.state = STOPPING
+        self._leave_out_of_waiting()
         return stopped
+
+    def halt(self, partitions: Iterable[Partition]) -> None:
+        """The time to drain is over: nothing of these stopped partitions starts any more, not even what is cut short now."""
+        for state in partitions:
+            state.cut = -1
+        self._leave_out_of_waiting()
 
     def forget(self, partitions: Sequence[Partition]) -> dict[TopicPartition, int]:
         """They are gone: the offsets to commit, as far as all below is settled. Late outcomes are dropped from here on."""
@@ -137,8 +149,7 @@ class Engine:
             offset = state.offsets.committable()
             if offset is not None:
                 offsets[state.id] = offset
-        self._waiting = [entry for entry in self._waiting if entry[2].partition.state is not GONE]
-        heapq.heapify(self._waiting)
+        self._leave_out_of_waiting()
         return offsets
 
     # ---- coming in ----------------------------------------------------------------------------------------------
@@ -169,6 +180,8 @@ class Engine:
             delivery = ready.popleft()
             partition = delivery.partition
             if partition.state is not LIVE and not partition.may_start(delivery):
+                self._leave_out(delivery)
+                self._start_held(delivery.route)
                 continue
             route = delivery.route
             if route.max_concurrency is not None:
@@ -185,6 +198,9 @@ class Engine:
 
     def settle(self, delivery: Delivery) -> bool:
         """It reached its end (done, recovered, or its letter is acknowledged); False when it came too late to count."""
+        if delivery.settled:
+            raise StateError(f"{delivery.record.origin} was settled twice for {delivery.route.name}")
+        delivery.settled = True
         partition = delivery.partition
         if partition.state is GONE:
             self._leave_route(delivery.route)
@@ -267,16 +283,38 @@ class Engine:
     def _wait(self, delivery: Delivery, until_s: float) -> None:
         delivery.partition.running -= 1
         self._leave_route(delivery.route)
-        if delivery.partition.state is not GONE:
-            self._waits += 1
-            heapq.heappush(self._waiting, (until_s, self._waits, delivery))
+        if not delivery.partition.may_start(delivery):
+            self._leave_out(delivery)
+            return
+        self._waits += 1
+        heapq.heappush(self._waiting, (until_s, self._waits, delivery))
+
+    def _leave_out(self, delivery: Delivery) -> None:
+        # It won't start here any more. What stands behind a replay in its lane may be below the cut, and goes on.
+        if delivery.partition.state is STOPPING:
+            following = delivery.partition.lanes.leave(delivery)
+            if following is not None:
+                self._make_ready(following)  # type: ignore[arg-type]
+
+    def _leave_out_of_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for entry in waiting:
+            if entry[2].partition.may_start(entry[2]):
+                self._waiting.append(entry)
+            else:
+                self._leave_out(entry[2])
+        heapq.heapify(self._waiting)
 
     def _leave_route(self, route: Route) -> None:
-        if route.max_concurrency is None:
-            return
-        route.running -= 1
-        while route.held and route.running < route.max_concurrency:
+        if route.max_concurrency is not None:
+            route.running -= 1
+            self._start_held(route)
+
+    def _start_held(self, route: Route) -> None:
+        # For each free place of the route there is a delivery in `ready`, as long as any is held.
+        while route.held and route.running < (route.max_concurrency or 0):
             held = route.held.popleft()
             if held.partition.may_start(held):
                 (self.ready_on_threads if route.on_thread else self.ready).appendleft(held)
                 return
+            self._leave_out(held)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as Place
-from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType  # type: ignore[attr-defined]
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    NewTopic,
+    ResourceType,
+)
 
 from choreo.broker import TopicInfo
 from choreo.errors import BrokerError
@@ -18,7 +27,9 @@ from choreo.kafka.records import record_of
 from choreo.record import Record, TopicPartition
 
 _ASK_S = 10.0
+_LOOK_S = 1.0
 _DYNAMIC_TOPIC_CONFIG = 1
+_HOPELESS = frozenset({"_ALL_BROKERS_DOWN", "_AUTHENTICATION", "_SSL", "SASL_AUTHENTICATION_FAILED"})
 
 
 class KafkaCluster:
@@ -36,12 +47,23 @@ class KafkaCluster:
         serious = next((p for p in told if not p.retriable), None)
         return serious or (told[-1] if told else broker_error(error, what))
 
-    def topics(self) -> Mapping[str, TopicInfo]:
+    def _metadata(self) -> Any:
+        """What the brokers say of themselves and their topics; waits for them up to `_ASK_S`, but not for those that refuse."""
         what = f"Kafka at {self._bootstrap}"
-        try:
-            metadata = self._client.list_topics(timeout=_ASK_S)
-        except KafkaException as error:
-            raise self._problem(error, what) from error
+        until = time.monotonic() + _ASK_S
+        self._client.poll(0)
+        self._errors.clear()
+        while True:
+            try:
+                return self._client.list_topics(timeout=_LOOK_S)
+            except KafkaException as error:
+                # librdkafka waits out the whole timeout even where every broker has refused; its error_cb knows at once.
+                self._client.poll(0)
+                if time.monotonic() >= until or any(broker_error(e, what).code in _HOPELESS for e in list(self._errors)):
+                    raise self._problem(error, what) from error
+
+    def topics(self) -> Mapping[str, TopicInfo]:
+        metadata = self._metadata()
         found = {name: t for name, t in metadata.topics.items() if t.error is None}
         configs = self._configs(list(found))
         return {
@@ -94,11 +116,17 @@ class KafkaCluster:
         offered = entries.get("group.coordinator.rebalance.protocols")
         return offered is not None and "consumer" in (offered.value or "")
 
+    def configure(self, topic: str, config: Mapping[str, str]) -> None:
+        entries = [ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in config.items()]
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+        answers = self._client.incremental_alter_configs([resource], request_timeout=_ASK_S)
+        self._wait({resource.name: future for resource, future in answers.items()}, "setting up")
+
+    def brokers(self) -> int:
+        return len(self._metadata().brokers)
+
     def describe(self) -> str:
-        try:
-            count = len(self._client.list_topics(timeout=_ASK_S).brokers)
-        except KafkaException as error:
-            raise self._problem(error, f"Kafka at {self._bootstrap}") from error
+        count = self.brokers()
         return f"{self._bootstrap}, {count} broker{'s' if count != 1 else ''}"
 
     def close(self) -> None:

@@ -153,16 +153,4 @@ async def recover(delivery: Delivery, failure: Failure, wiring: Wiring) -> Outco
 
 def context_of(delivery: Delivery, spec: HandlerSpec, service: str) -> Context[None]:
     """What the handler may know about this delivery."""
-    wire = delivery.wire
-    return Context(
-        wire.event_id,
-        wire.flow_id,
-        service,
-        spec.name,
-        delivery.attempts,
-        spec.retry.max_attempts,
-        delivery.run,
-        None,
-        delivery.record,
-        wire,
-    )
+    return Context(service, spec.name, delivery.attempts, spec.retry.max_attempts, delivery.run, None, delivery.record, delivery.wire)

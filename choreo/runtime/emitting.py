@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -120,7 +119,7 @@ class Emitter:
             if name.startswith("choreo-"):
                 raise PermanentError(f"header {name!r}: names that begin with choreo- are choreo's own")
             headers.append((name, text.encode()))
-        value = None if type(event) is Tombstone else self._codec.encode(kind.event_type, datetime.now(UTC), event)
+        value = None if type(event) is Tombstone else self._codec.encode(kind.event_type, None, event)
         topic = kind.topic if emit.topic is None else self._names(emit.topic)
         return Outgoing(topic, None if key is None else key.encode(), value, headers)
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import TypeVar
 
 from choreo.broker import Broker, LogReader, Report
@@ -28,8 +29,12 @@ class History:
         self._sends = sends
         self.state_partitions = 0
         """Of ``<service>.letters``."""
+        self.open_letters = 0
+        """When the worker started."""
+        self.oldest_open_at: datetime | None = None
         self.partitions_at_first: dict[TopicPartition, int] = {}
-        """For each partition that was read before this member started, how many its topic had when that began."""
+        """For each partition that is known to have been read, how many its topic had when that began."""
+        self._marking: set[TopicPartition] = set()
 
     async def open(self, known: Collection[str]) -> None:
         """Reads ``<service>.letters``. Raises BrokerError when it isn't there, ConfigurationError when an open letter names a
@@ -41,7 +46,10 @@ class History:
 
         self.state_partitions, records = await self._with_reader(read)
         self.partitions_at_first = owners(records)
-        lost = {state.handler for state in open_letters(records) if state.handler not in known and state.handler != UNREADABLE}
+        open_ones = open_letters(records)
+        self.open_letters = len(open_ones)
+        self.oldest_open_at = min((state.first_failed_at for state in open_ones), default=None)
+        lost = {state.handler for state in open_ones if state.handler not in known and state.handler != UNREADABLE}
         if lost:
             raise ConfigurationError(
                 f"open letters name handlers that this service does not have: {', '.join(sorted(lost))}; "
@@ -56,10 +64,24 @@ class History:
         found = await self._with_reader(lambda reader: {p: end for topic in topics for p, (_, end) in reader.ends(topic).items()})
         return {partition: found[partition] for partition in partitions}
 
+    def unmarked(self, partitions: Iterable[TopicPartition]) -> list[TopicPartition]:
+        """Those that no mark names, and none that is under way."""
+        return [p for p in partitions if p not in self.partitions_at_first and p not in self._marking]
+
     async def remember(self, partitions: Sequence[TopicPartition]) -> None:
-        """Marks them as read from now on. Returns when that is acknowledged."""
-        topics = {partition.topic for partition in partitions}
-        counts = await self._with_reader(lambda reader: {topic: len(reader.ends(topic)) for topic in topics})
+        """Marks them as read, in that they have a committed offset. Where that fails, the next commit tries again."""
+        self._marking.update(partitions)
+        try:
+            counts = await self._with_reader(lambda reader: {p.topic: len(reader.ends(p.topic)) for p in partitions})
+            await self._write_marks(partitions, counts)
+        except BrokerError as error:
+            _log.warning("%s; marking %s as read is tried again with the next commit", error, ", ".join(map(str, partitions)))
+        else:
+            self.partitions_at_first.update((p, counts[p.topic]) for p in partitions)
+        finally:
+            self._marking.difference_update(partitions)
+
+    async def _write_marks(self, partitions: Sequence[TopicPartition], counts: Mapping[str, int]) -> None:
         acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def then(error: BrokerError | None, _: Sequence[Report]) -> None:

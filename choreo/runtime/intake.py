@@ -81,6 +81,10 @@ class Intake:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def started(self) -> bool:
+        return self._thread.ident is not None
+
     def accept(self, records: int) -> None:
         """So many records have left the inbox for good."""
         self._accepted += records

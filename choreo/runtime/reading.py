@@ -93,7 +93,10 @@ class Reader:
                 pass
             else:
                 if event.type == topic.guess:
-                    return [_delivery(partition, route, record, wire, event) for route in guessed.routes]
+                    route, key = guessed.routes[0], record.key
+                    return [
+                        Delivery(partition, route, record, wire, event, (route.index, key) if key is not None and route.ordered else None)
+                    ]
         return self._read_slowly(record, topic, partition, wire)
 
     def read_for(self, record: Record, handler: str, partition: Partition) -> Delivery | None:

@@ -11,22 +11,20 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from choreo import failpoint
-from choreo.broker import Broker, CommitResult, Edge, Start
+from choreo.broker import Broker
 from choreo.codec import Codec
-from choreo.core.engine import GONE, Delivery, Engine, Partition, Route
+from choreo.core.engine import Delivery, Engine, Partition, Route
 from choreo.core.retry import GiveUp, RetryAfter
-from choreo.core.start import OffsetsLost, decide_start
 from choreo.errors import BrokerError, DecodeError, HandlerTimeoutError, PermanentError, StoreError, TransientError
 from choreo.handler import Failure, HandlerSpec
 from choreo.letter import LetterState
-from choreo.record import Batch, TopicPartition
 from choreo.runtime.claims import Claims
 from choreo.runtime.dead_letters import DeadLetters, describe, error_type, event_type_of
 from choreo.runtime.delivery import (
@@ -43,8 +41,10 @@ from choreo.runtime.delivery import (
     recover,
 )
 from choreo.runtime.emitting import Emitter
+from choreo.runtime.feeding import Feeding
 from choreo.runtime.history import History
 from choreo.runtime.intake import Intake
+from choreo.runtime.membership import Membership
 from choreo.runtime.reading import Reader
 from choreo.runtime.replays import Replays
 from choreo.runtime.sends import Sends
@@ -111,8 +111,8 @@ class Worker:
         """What is being waited out just now; None when all is well."""
         self._loop = asyncio.get_running_loop()
         self._routes = [_route(spec) for spec in plan.specs]
-        self._reader = Reader(list(zip(plan.specs, self._routes, strict=True)), plan.codec, plan.names, self.counters, strict=plan.strict)
-        self._sends = Sends(broker.producer(), self.counters)
+        self.reader = Reader(list(zip(plan.specs, self._routes, strict=True)), plan.codec, plan.names, self.counters, strict=plan.strict)
+        self.sends = Sends(broker.producer(), self.counters)
         self._claims = None if plan.store is None else Claims(plan.store, self.counters, self._settle)
         self._wiring = Wiring(
             plan.service,
@@ -121,25 +121,25 @@ class Worker:
             self._claims,
             Tracing(plan.service, plan.tracing),
         )
-        self._history = History(plan.service, plan.names, broker, self._sends)
+        self.history = History(plan.service, plan.names, broker, self.sends)
         self._letters: DeadLetters | None = None
-        self._replays = Replays(self)
+        self.replays = Replays(self)
+        self.membership = Membership(self)
         self._threads = Threads(plan.threads, self._wiring, self._thread_ended)
         self._on_threads = 0
-        self._intake: Intake | None = None
+        self.intake = Intake(lambda: broker.consumer(plan.group), self.reader.topics, self.membership)
+        self.feeding = Feeding(
+            self.engine, self.reader, self._claims, self.intake, self.counters, received=self.received, failed=self.failed
+        )
         self._slots = [_Slot() for _ in range(plan.concurrency)]
         self._idle: list[asyncio.Future[None]] = []
         self._kicked = False
         self._yielding = 0
-        self._held: dict[TopicPartition, deque[Batch]] = {}
-        self._held_since: dict[TopicPartition, float] = {}
-        self._paused: set[TopicPartition] = set()
-        self._arrival = asyncio.Event()
         self._first_failures: dict[int, datetime] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._committed_at = 0.0
         self._changed = asyncio.Event()
-        self._draining = False
+        self._drains = 0
         self.clean = True
         """Whether, at the last stop, everything that ran came to its end."""
 
@@ -149,22 +149,21 @@ class Worker:
         """Opens what is needed and joins the group. Raises ChoreoError when something is not as it must be."""
         if self._claims is not None:
             await self._claims.open(self.plan.service)
-        if not consume or not self._reader.topics:
+        if not consume or not self.reader.topics:
             return
-        await self._history.open(known={name for spec in self.plan.specs for name in (spec.name, *spec.aliases)})
-        self._letters = DeadLetters(self.plan.service, self.plan.version, self._sends, self.plan.names, self._history.state_partitions)
+        await self.history.open(known={name for spec in self.plan.specs for name in (spec.name, *spec.aliases)})
+        self._letters = DeadLetters(self.plan.service, self.plan.version, self.sends, self.plan.names, self.history.state_partitions)
         for slot in self._slots:
             slot.task = self._spawn(self.turn(slot))
-        self._feeding = self._spawn(self._feed())
-        self._ticking = self._spawn(self._tick())
-        self._replays.start()
-        self._intake = Intake(lambda: self.broker.consumer(self.plan.group), self._reader.topics, self)
-        self._intake.start()
+        self.spawn_once(self.feeding.run())
+        self.spawn_once(self._tick())
+        self.replays.start()
+        self.intake.start()
 
-    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = self._loop.create_task(coroutine)
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(coroutine)
         task.add_done_callback(self._task_ended)
-        self._tasks.append(task)
+        self._tasks.add(task)
         return task
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
@@ -174,20 +173,19 @@ class Worker:
     async def stop(self) -> bool:
         """Drains within `drain_s`, commits, leaves the group; whether everything that ran came to its end."""
         deadline = self._loop.time() + self.plan.drain_s
-        self._draining = True
         clean = True
-        if self._intake is not None:
+        if self.intake.started:
             if failpoint.ACTIVE:
                 failpoint.hit("in_drain")
-            clean = await self._drain(self.engine.stop(list(self.engine.partitions)), deadline)
-            self._intake.stop()
-            clean = await self._intake.join(deadline + self.plan.revoke_s - self._loop.time()) and clean
-        await self._replays.close()
+            clean = await self.membership.drain(self.engine.stop(list(self.engine.partitions)), deadline)
+            self.intake.stop()
+            clean = await self.intake.join(deadline + self.plan.revoke_s - self._loop.time()) and clean
+        await self.replays.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._threads.close()
-        self._sends.close(max(0.5, min(5.0, deadline - self._loop.time())))
+        self.sends.close(max(0.5, min(5.0, deadline - self._loop.time())))
         if self._claims is not None:
             await self._claims.close()
         return clean
@@ -196,13 +194,6 @@ class Worker:
         """The worker can't go on: whoever runs it reads why."""
         if not self.failure.done():
             self.failure.set_exception(error)
-
-    def troubled(self, error: BrokerError) -> None:
-        """The consumer met an error that it waits out."""
-        self.counters.broker_errors += 1
-        if self.trouble is None or str(self.trouble) != str(error):
-            _log.warning("%s", error)
-        self.trouble = error
 
     # ---- the walk -----------------------------------------------------------------------------------------------------
 
@@ -227,27 +218,26 @@ class Worker:
             slot.delivery = None
             if slot.cut is not None:
                 self._forget_cut(slot)
-            if outcome is not None:
+            if outcome is DONE and self._claims is None:
+                self._settle(delivery)
+            elif outcome is not None:
                 self.conclude(delivery, outcome)
             turns += 1
             if turns >= TURNS_BEFORE_YIELD:
                 turns = 0
-                self._sends.poll_now()
+                self.sends.poll_now()
                 self._yielding += 1
                 await asyncio.sleep(0)
                 self._yielding -= 1
 
     def conclude(self, delivery: Delivery, outcome: Outcome) -> None:
         """Acts on what became of an attempt: emits, claims, settles, retries, or writes a letter."""
-        if outcome is DONE:
-            self._succeeded(delivery)
-            return
         match outcome:
             case Done():
                 self._succeeded(delivery)
             case Emitted(records):
                 self.counters.emitted += len(records)
-                self._sends.send(records, lambda error, _: self._acknowledged(delivery, error))
+                self.sends.send(records, lambda error, _: self._acknowledged(delivery, error))
             case Duplicate():
                 self.counters.duplicates += 1
                 self._settle(delivery, duplicate=True)
@@ -283,9 +273,12 @@ class Worker:
         if letter is None and not duplicate:
             self.counters.handled += 1
         if delivery.run is not None:
-            self._replays.ended(delivery, duplicate=duplicate, letter=letter)
-        if self._held or self._paused or self._draining:
-            self._after_settling(delivery.partition)
+            self.replays.ended(delivery, duplicate=duplicate, letter=letter)
+        partition = delivery.partition
+        if partition.in_flight <= partition.wake_at:
+            self.feeding.room(partition)
+        if self._drains:
+            self._changed.set()
         if self.engine.ready and not self._kicked:
             self._kicked = True
             self._loop.call_soon(self._kick)
@@ -322,7 +315,7 @@ class Worker:
             case GiveUp(permanent):
                 spec = self._wiring.specs.get(delivery.route.index)
                 if spec is not None and spec.recovers and not isinstance(error, DecodeError):
-                    self._spawn_once(self._recover(delivery, error, first, permanent))
+                    self.spawn_once(self._recover(delivery, error, first, permanent))
                 else:
                     self._die(delivery, error, first)
 
@@ -397,9 +390,9 @@ class Worker:
             for waiting in self._claims.end(delivery):
                 self.engine.postpone(waiting, until_s=0.0)
 
-    def _spawn_once(self, coroutine: Any) -> None:
-        task = self._spawn(coroutine)
-        task.add_done_callback(self._tasks.remove)
+    def spawn_once(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Runs it beside everything else; its failure is the worker's."""
+        self._spawn(coroutine).add_done_callback(self._tasks.discard)
 
     # ---- who runs what ------------------------------------------------------------------------------------------------
 
@@ -436,7 +429,7 @@ class Worker:
                 continue
             if self._claims is not None:
                 if not self._claims.is_fresh(delivery):
-                    self._spawn_once(self._look_up_then_thread(delivery))
+                    self.spawn_once(self._look_up_then_thread(delivery))
                     continue
                 if not self._begin_claim(delivery):
                     continue
@@ -466,62 +459,10 @@ class Worker:
         if self.engine.ready_on_threads:
             self._feed_threads()
 
-    # ---- coming in ----------------------------------------------------------------------------------------------------
+    # ---- what the others ask for ---------------------------------------------------------------------------------------
 
-    def arrived(self) -> None:
-        self._arrival.set()
-
-    async def _feed(self) -> None:
-        """Gives the engine what the intake handed over, in order, as far as there is room."""
-        assert self._intake is not None
-        while True:
-            await self._arrival.wait()
-            self._arrival.clear()
-            await self._feed_held()
-            while self._intake.inbox:
-                batch = self._intake.inbox.popleft()
-                partition = self.engine.partitions.get(batch.partition)
-                if partition is None:
-                    self._intake.accept(len(batch.records))
-                elif batch.partition in self._held or not self.engine.has_room(partition, len(batch.records)):
-                    self._held.setdefault(batch.partition, deque()).append(batch)
-                    self._held_since.setdefault(batch.partition, self._loop.time())
-                    if batch.partition in self._paused:
-                        self._intake.accept(len(batch.records))
-                else:
-                    self._intake.accept(len(batch.records))
-                    await self._receive(partition, batch)
-
-    async def _feed_held(self) -> None:
-        assert self._intake is not None
-        for wanted in list(self._held):
-            partition = self.engine.partitions.get(wanted)
-            batches = self._held[wanted]
-            while partition is not None and batches and self.engine.has_room(partition, len(batches[0].records)):
-                batch = batches.popleft()
-                if wanted not in self._paused:
-                    self._intake.accept(len(batch.records))
-                self._held_since[wanted] = self._loop.time()
-                await self._receive(partition, batch)
-            if not batches and self._held.get(wanted) is batches:
-                del self._held[wanted]
-                del self._held_since[wanted]
-
-    async def _receive(self, partition: Partition, batch: Batch) -> None:
-        read = self._reader.read
-        events = [(record.offset, read(record, partition)) for record in batch.records]
-        if self._claims is not None:
-            try:
-                await self._claims.look_up(d for _, deliveries in events for d in deliveries if type(d.event) is not DecodeError)
-            except StoreError as error:
-                self.failed(error)
-                return
-        if partition.state is GONE:
-            return
-        self.counters.received += len(events)
-        receive = self.engine.receive
-        for offset, deliveries in events:
-            receive(partition, offset, deliveries)
+    def received(self) -> None:
+        """The engine got something to run."""
         if self.engine.ready:
             self._wake()
         if self.engine.ready_on_threads:
@@ -530,31 +471,28 @@ class Worker:
     def replay(self, delivery: Delivery) -> None:
         """A letter is to run again, in the lane of its key."""
         self.engine.replay(delivery)
-        if self.engine.ready:
-            self._wake()
-        if self.engine.ready_on_threads:
-            self._feed_threads()
+        self.received()
 
-    @property
-    def reader(self) -> Reader:
-        return self._reader
+    def cut_short(self, partitions: Sequence[Partition]) -> None:
+        """Cancels the async handlers that run for these partitions; neither failed nor counted."""
+        for slot in self._slots:
+            if slot.delivery is not None and slot.delivery.partition in partitions and slot.task is not None and slot.cut is None:
+                slot.cut = "revoked"
+                slot.task.cancel()
+
+    @contextmanager
+    def draining(self) -> Iterator[asyncio.Event]:
+        """An event that is set whenever a delivery ends, while it is asked for."""
+        self._drains += 1
+        try:
+            yield self._changed
+        finally:
+            self._drains -= 1
 
     @property
     def letters(self) -> DeadLetters:
         assert self._letters is not None
         return self._letters
-
-    @property
-    def sends(self) -> Sends:
-        return self._sends
-
-    def _after_settling(self, partition: Partition) -> None:
-        self._changed.set()
-        if partition.id in self._held and self.engine.has_room(partition, len(self._held[partition.id][0].records)):
-            self._arrival.set()
-        elif partition.id in self._paused and partition.id not in self._held and partition.in_flight <= 250 and self._intake is not None:
-            self._paused.discard(partition.id)
-            self._intake.resume(partition.id)
 
     # ---- the clock ----------------------------------------------------------------------------------------------------
 
@@ -563,12 +501,9 @@ class Worker:
         while True:
             now_s = self._loop.time()
             self.engine.tick(now_s)
-            if self.engine.ready:
-                self._wake()
-            if self.engine.ready_on_threads:
-                self._feed_threads()
+            self.received()
             self._cancel_late(now_s)
-            self._pause_slow(now_s)
+            self.feeding.pause_slow()
             if now_s - self._committed_at >= COMMIT_EVERY_S:
                 self._committed_at = now_s
                 self._commit()
@@ -595,126 +530,10 @@ class Worker:
                 found.append(f"{spec.name} has run {now_s - since_s:.0f} s for {delivery.record.origin} (timeout_s={spec.timeout_s:g})")
         return found
 
-    def _pause_slow(self, now_s: float) -> None:
-        assert self._intake is not None
-        for partition, since_s in self._held_since.items():
-            if partition not in self._paused and now_s - since_s > HELD_BEFORE_PAUSE_S:
-                self._paused.add(partition)
-                self._intake.pause(partition)
-                self._intake.accept(sum(len(batch.records) for batch in self._held[partition]))
-
     def _commit(self) -> None:
-        assert self._intake is not None
         offsets = self.engine.commits()
         if offsets:
-            self._intake.commit(offsets)
-
-    def committed(self, results: Sequence[CommitResult]) -> None:
-        for result in results:
-            self.counters.commits += 1
-            if result.error is None:
-                self.trouble = None
-                continue
-            self.counters.commit_errors += 1
-            _log.log(
-                logging.WARNING if result.error.retriable else logging.ERROR, "%s; the events may come again, none is lost", result.error
-            )
-
-    # ---- the group's decisions --------------------------------------------------------------------------------------
-
-    async def assigned(self, committed: Mapping[TopicPartition, int | None]) -> Mapping[TopicPartition, Start]:
-        self.counters.rebalances += 1
-        starts: dict[TopicPartition, Start] = {p: offset for p, offset in committed.items() if offset is not None}
-        fresh = [p for p, offset in committed.items() if offset is None]
-        if fresh:
-            starts.update(await self._first_starts(fresh))
-        for partition in starts:
-            self.engine.assign(partition)
-        _log.info("assigned %s", ", ".join(map(str, sorted(starts))))
-        self._replays.assigned(list(starts))
-        return starts
-
-    async def _first_starts(self, fresh: Sequence[TopicPartition]) -> dict[TopicPartition, Start]:
-        seen = self._history.partitions_at_first
-        starts: dict[TopicPartition, Start] = {}
-        for partition in fresh:
-            decision = decide_start(partition, seen, accept_lost_offsets=self.plan.accept_lost_offsets)
-            if isinstance(decision, OffsetsLost):
-                raise BrokerError(
-                    f"{partition}: group {self.plan.service} has read it before, but its committed offset is gone (expired or deleted); "
-                    f"to start by the start policy ({self.plan.start}) all the same: --accept-lost-offsets",
-                    code="LOST_OFFSETS",
-                    retriable=False,
-                )
-            starts[partition] = Edge.BEGINNING if decision.at == "beginning" else self._by_policy(partition)
-        ends = await self._history.ends([p for p, start in starts.items() if start is Edge.END])
-        starts.update(ends)
-        await self._history.remember(fresh)
-        if ends and self._intake is not None:
-            # "latest" is now, not at the next crash: pin it before anything is read.
-            self._intake.commit(ends)
-        return starts
-
-    def _by_policy(self, partition: TopicPartition) -> Start:
-        if isinstance(self.plan.start, datetime):
-            return self.plan.start
-        if self.plan.start == "refuse":
-            raise BrokerError(f'{partition}: no committed offset, and start="refuse"', code="LOST_OFFSETS", retriable=False)
-        return Edge.BEGINNING if self.plan.start == "earliest" else Edge.END
-
-    async def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
-        self.counters.rebalances += 1
-        stopped = self.engine.stop(partitions)
-        self._forget_inbox(set(partitions))
-        await self._drain(stopped, self._loop.time() + self.plan.revoke_s)
-        offsets = self.engine.forget(stopped)
-        _log.info("revoked %s", ", ".join(map(str, sorted(partitions))))
-        return offsets
-
-    async def lost(self, partitions: Sequence[TopicPartition]) -> None:
-        self.counters.rebalances += 1
-        stopped = self.engine.stop(partitions)
-        self._forget_inbox(set(partitions))
-        self.engine.forget(stopped)
-        self._cancel(stopped)
-        _log.warning("lost %s: another member has them; what ran here may run there again", ", ".join(map(str, sorted(partitions))))
-
-    def _forget_inbox(self, gone: set[TopicPartition]) -> None:
-        assert self._intake is not None
-        kept = [batch for batch in self._intake.inbox if batch.partition not in gone]
-        dropped = sum(len(batch.records) for batch in self._intake.inbox) - sum(len(batch.records) for batch in kept)
-        self._intake.inbox.clear()
-        self._intake.inbox.extend(kept)
-        for partition in gone:
-            held = self._held.pop(partition, None)
-            self._held_since.pop(partition, None)
-            if held and partition not in self._paused:
-                dropped += sum(len(batch.records) for batch in held)
-            self._paused.discard(partition)
-        self._intake.accept(dropped)
-
-    async def _drain(self, partitions: Sequence[Partition], deadline: float) -> bool:
-        """Waits until all that may still run has settled; cuts short what has not at `deadline`. Whether all had."""
-        was, self._draining = self._draining, True
-        while not all(partition.drained() for partition in partitions) and self._loop.time() < deadline:
-            self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), min(0.05, max(0.0, deadline - self._loop.time())))
-            except TimeoutError:
-                pass
-        self._draining = was
-        if all(partition.drained() for partition in partitions):
-            return True
-        _log.warning("%d deliveries did not end in time; they are cut short and will run again", self.engine.running(partitions))
-        self._cancel(partitions)
-        await asyncio.sleep(0.01)
-        return False
-
-    def _cancel(self, partitions: Sequence[Partition]) -> None:
-        for slot in self._slots:
-            if slot.delivery is not None and slot.delivery.partition in partitions and slot.task is not None and slot.cut is None:
-                slot.cut = "revoked"
-                slot.task.cancel()
+            self.intake.commit(offsets)
 
 
 def _route(spec: HandlerSpec) -> Route:

@@ -89,13 +89,13 @@ class SqliteStore:
             )
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        if _schema_version(connection) is None:
-            with _transaction(connection):
-                # Another process may have been faster, so look again under the lock.
-                if _schema_version(connection) is None:
-                    for statement in _SCHEMA:
-                        connection.execute(statement)
-        version = _schema_version(connection)
+        with _transaction(connection):
+            if _schema_version(connection) is None:
+                for statement in _SCHEMA:
+                    connection.execute(statement)
+            version = _schema_version(connection)
+            # Changes nothing, but a file that can't be written is refused now and not at the first claim.
+            connection.execute("UPDATE choreo_schema SET version = version WHERE FALSE")
         if version != SCHEMA_VERSION:
             raise StoreError(
                 f"{self.describe()}: its schema is version {version}, this choreo knows {SCHEMA_VERSION};"

@@ -48,8 +48,6 @@ def delivery(
     record = _record(payload, {ID: event_id or headers.get(ID) or new_id(), **_without_id(headers)})
     wire = read_wire(record)
     context = Context(
-        event_id=wire.event_id,
-        flow_id=wire.flow_id,
         service=SERVICE,
         handler=HANDLER,
         attempt=attempt,

@@ -184,6 +184,15 @@ class MemoryCluster:
         for group in self._state.groups.values():
             self._state.rebalance(group)
 
+    def configure(self, topic: str, config: Mapping[str, str]) -> None:
+        with self._state.changed:
+            found = self._state.topic(topic)
+            info = found.info
+            found.info = TopicInfo(info.name, info.partitions, info.replication, {**info.config, **config})
+
+    def brokers(self) -> int:
+        return 1
+
     def describe(self) -> str:
         return "in memory, 1 broker"
 

@@ -299,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, help="of the first broker; default: a free one")
     parser.add_argument("--sasl", action="store_true", help="SCRAM-SHA-256, users admin and payments, ACLs")
     asked = parser.parse_args(arguments)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
         with KafkaCluster(asked.nodes, sasl=asked.sasl, jvm=STEADY_JVM, port=asked.port) as cluster:

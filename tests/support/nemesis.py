@@ -137,7 +137,7 @@ class Nemesis:
         try:
             # At one moment what heals goes first, for its target may be the next one's.
             for at_s, what, name in sorted(moments, key=lambda moment: (moment[0], moment[1] == "inject")):
-                if self._ended.wait(max(0.0, began_at + at_s - time.monotonic())) or self._failures:
+                if self._failures or self._ended.wait(max(0.0, began_at + at_s - time.monotonic())):
                     return
                 self._do("inject" if what == "inject" else "heal", self._faults[name])
         finally:

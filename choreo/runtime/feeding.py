@@ -1,0 +1,167 @@
+"""Is there room for what has come? Between the intake's inbox and the engine: decodes, looks claims up, holds and pauses.
+
+A batch enters the engine when it fits under its partition's in-flight bound; until then it is held, and the intake waits
+(a fast stream needs no more than that). A partition that has taken nothing for a while is paused in Kafka.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Collection
+
+from choreo.core.engine import GONE, IN_FLIGHT_BOUND, Engine, Partition
+from choreo.errors import DecodeError, StoreError
+from choreo.record import Batch, TopicPartition
+from choreo.runtime.claims import Claims
+from choreo.runtime.intake import Intake
+from choreo.runtime.reading import Reader
+from choreo.telemetry.counters import Counters
+
+PAUSE_AFTER_S = 1.0
+"""A pause throws away what librdkafka has fetched ahead: only for a partition that has taken nothing for so long."""
+RESUME_AT = IN_FLIGHT_BOUND // 4
+
+
+class _Held:
+    """The batches of one partition that wait for room."""
+
+    __slots__ = ("batches", "paused", "since_s")
+
+    def __init__(self, since_s: float) -> None:
+        self.batches: deque[Batch] = deque()
+        self.since_s = since_s
+        self.paused = False
+
+    def records(self) -> int:
+        return sum(len(batch.records) for batch in self.batches)
+
+
+class Feeding:
+    """Owner: the event loop. `received` is called when the engine got something, `failed` when the store can't be used."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        reader: Reader,
+        claims: Claims | None,
+        intake: Intake,
+        counters: Counters,
+        *,
+        received: Callable[[], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._engine = engine
+        self._reader = reader
+        self._claims = claims
+        self._intake = intake
+        self._counters = counters
+        self._received = received
+        self._failed = failed
+        self._loop = asyncio.get_running_loop()
+        self._held: dict[TopicPartition, _Held] = {}
+        self._arrival = asyncio.Event()
+
+    def arrived(self) -> None:
+        """The inbox has something, or a partition has room."""
+        self._arrival.set()
+
+    async def run(self) -> None:
+        """Gives the engine what the intake handed over, in order, as far as there is room."""
+        inbox = self._intake.inbox
+        while True:
+            await self._arrival.wait()
+            self._arrival.clear()
+            for wanted in list(self._held):
+                await self._feed_held(wanted)
+            while inbox:
+                await self._feed(inbox.popleft())
+
+    async def _feed(self, batch: Batch) -> None:
+        partition = self._engine.partitions.get(batch.partition)
+        held = self._held.get(batch.partition)
+        if partition is None:
+            self._intake.accept(len(batch.records))
+        elif held is None and self._engine.has_room(partition, len(batch.records)):
+            self._intake.accept(len(batch.records))
+            await self._receive(partition, batch)
+        else:
+            if held is None:
+                held = self._held[batch.partition] = _Held(self._loop.time())
+            held.batches.append(batch)
+            self._ask_for_room(partition, held)
+            if held.paused:
+                self._intake.accept(len(batch.records))
+
+    async def _feed_held(self, wanted: TopicPartition) -> None:
+        held, partition = self._held.get(wanted), self._engine.partitions.get(wanted)
+        if held is None or partition is None:
+            return
+        while held.batches and self._engine.has_room(partition, len(held.batches[0].records)):
+            batch = held.batches.popleft()
+            held.since_s = self._loop.time()
+            if not held.paused:
+                self._intake.accept(len(batch.records))
+            await self._receive(partition, batch)
+        if self._held.get(wanted) is not held:
+            return  # revoked while its claims were looked up
+        if held.batches or held.paused:
+            self._ask_for_room(partition, held)
+        else:
+            del self._held[wanted]
+
+    def _ask_for_room(self, partition: Partition, held: _Held) -> None:
+        partition.wake_at = IN_FLIGHT_BOUND - len(held.batches[0].records) if held.batches else RESUME_AT
+        if partition.in_flight <= partition.wake_at:
+            self.room(partition)  # there is room already, and perhaps nothing left that would settle and tell us
+
+    async def _receive(self, partition: Partition, batch: Batch) -> None:
+        read = self._reader.read
+        events = [(record.offset, read(record, partition)) for record in batch.records]
+        if self._claims is not None:
+            try:
+                await self._claims.look_up(d for _, deliveries in events for d in deliveries if type(d.event) is not DecodeError)
+            except StoreError as error:
+                self._failed(error)
+                return
+        if partition.state is GONE:
+            return
+        self._counters.received += len(events)
+        receive = self._engine.receive
+        for offset, deliveries in events:
+            receive(partition, offset, deliveries)
+        self._received()
+
+    def room(self, partition: Partition) -> None:
+        """Its in-flight events have fallen to `wake_at`."""
+        partition.wake_at = -1
+        held = self._held.get(partition.id)
+        if held is None:
+            return
+        if held.batches:
+            self._arrival.set()
+        elif held.paused:
+            del self._held[partition.id]
+            self._intake.resume(partition.id)
+
+    def pause_slow(self) -> None:
+        """Pauses what has taken nothing for PAUSE_AFTER_S; its records no longer count against the intake's lead."""
+        now_s = self._loop.time()
+        for partition, held in self._held.items():
+            if not held.paused and held.batches and now_s - held.since_s > PAUSE_AFTER_S:
+                held.paused = True
+                self._intake.pause(partition)
+                self._intake.accept(held.records())
+
+    def forget(self, gone: Collection[TopicPartition]) -> None:
+        """They are taken away: what waits of theirs is dropped; whoever gets them reads it again."""
+        inbox = self._intake.inbox
+        kept = [batch for batch in inbox if batch.partition not in gone]
+        dropped = sum(len(batch.records) for batch in inbox) - sum(len(batch.records) for batch in kept)
+        inbox.clear()
+        inbox.extend(kept)
+        for partition in gone:
+            held = self._held.pop(partition, None)
+            if held is not None and not held.paused:
+                dropped += held.records()
+        self._intake.accept(dropped)

@@ -1,0 +1,142 @@
+"""Which partitions are ours, from where, and how do we let go of them? The worker's side of the group's decisions.
+
+Called by the intake thread, which waits: `assigned` says where to start, `revoked` lets what runs come to its end within a
+budget and says what to commit, `lost` forgets at once. A late outcome of a partition that is gone changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from choreo.broker import CommitResult, Edge, Start
+from choreo.core.engine import Partition
+from choreo.core.start import OffsetsLost, decide_start
+from choreo.errors import BrokerError
+from choreo.record import TopicPartition
+
+if TYPE_CHECKING:
+    from choreo.runtime.worker import Worker
+
+_log = logging.getLogger("choreo.worker")
+
+
+class Membership:
+    """See `choreo.runtime.intake.Member`. Owner: the event loop."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._plan = worker.plan
+        self._engine = worker.engine
+        self._counters = worker.counters
+
+    def arrived(self) -> None:
+        self._worker.feeding.arrived()
+
+    def failed(self, error: BaseException) -> None:
+        self._worker.failed(error)
+
+    def troubled(self, error: BrokerError) -> None:
+        """The consumer met an error that it waits out."""
+        self._counters.broker_errors += 1
+        if self._worker.trouble is None or str(self._worker.trouble) != str(error):
+            _log.warning("%s", error)
+        self._worker.trouble = error
+
+    def committed(self, results: Sequence[CommitResult]) -> None:
+        for result in results:
+            self._counters.commits += 1
+            if result.error is None:
+                self._worker.trouble = None
+                self._mark(result.offsets)
+                continue
+            self._counters.commit_errors += 1
+            level = logging.WARNING if result.error.retriable else logging.ERROR
+            _log.log(level, "%s; the events may come again, none is lost", result.error)
+
+    # ---- coming -----------------------------------------------------------------------------------------------------
+
+    async def assigned(self, committed: Mapping[TopicPartition, int | None]) -> Mapping[TopicPartition, Start]:
+        self._counters.rebalances += 1
+        starts: dict[TopicPartition, Start] = {p: offset for p, offset in committed.items() if offset is not None}
+        fresh = [p for p, offset in committed.items() if offset is None]
+        self._mark(starts)
+        if fresh:
+            starts.update(await self._first_starts(fresh))
+        for partition in starts:
+            self._engine.assign(partition)
+        _log.info("assigned %s", ", ".join(map(str, sorted(starts))))
+        self._worker.replays.assigned(list(starts))
+        return starts
+
+    async def _first_starts(self, fresh: Sequence[TopicPartition]) -> dict[TopicPartition, Start]:
+        history = self._worker.history
+        starts: dict[TopicPartition, Start] = {}
+        for partition in fresh:
+            decision = decide_start(partition, history.partitions_at_first, accept_lost_offsets=self._plan.accept_lost_offsets)
+            if isinstance(decision, OffsetsLost):
+                raise BrokerError(
+                    f"{partition}: group {self._plan.group} has read it before, but its committed offset is gone (expired or deleted); "
+                    f"to start by the start policy ({self._plan.start}) all the same: --accept-lost-offsets",
+                    code="LOST_OFFSETS",
+                    retriable=False,
+                )
+            starts[partition] = Edge.BEGINNING if decision.at == "beginning" else self._by_policy(partition)
+        ends = await history.ends([p for p, start in starts.items() if start is Edge.END])
+        starts.update(ends)
+        if ends:
+            # "latest" is now, not at the next crash: pin it before anything is read.
+            self._worker.intake.commit(ends)
+        return starts
+
+    def _by_policy(self, partition: TopicPartition) -> Start:
+        if isinstance(self._plan.start, datetime):
+            return self._plan.start
+        if self._plan.start == "refuse":
+            raise BrokerError(f'{partition}: no committed offset, and start="refuse"', code="LOST_OFFSETS", retriable=False)
+        return Edge.BEGINNING if self._plan.start == "earliest" else Edge.END
+
+    def _mark(self, committed: Iterable[TopicPartition]) -> None:
+        # Not before there is a committed offset: who dies before the first commit, or has an empty partition, never ran.
+        unmarked = self._worker.history.unmarked(committed)
+        if unmarked:
+            self._worker.spawn_once(self._worker.history.remember(unmarked))
+
+    # ---- going ------------------------------------------------------------------------------------------------------
+
+    async def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        self._counters.rebalances += 1
+        stopped = self._engine.stop(partitions)
+        self._worker.feeding.forget(partitions)
+        await self.drain(stopped, asyncio.get_running_loop().time() + self._plan.revoke_s)
+        offsets = self._engine.forget(stopped)
+        _log.info("revoked %s", ", ".join(map(str, sorted(partitions))))
+        return offsets
+
+    async def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        self._counters.rebalances += 1
+        stopped = self._engine.stop(partitions)
+        self._worker.feeding.forget(partitions)
+        self._engine.forget(stopped)
+        self._worker.cut_short(stopped)
+        _log.warning("lost %s: another member has them; what ran here may run there again", ", ".join(map(str, sorted(partitions))))
+
+    async def drain(self, partitions: Sequence[Partition], deadline: float) -> bool:
+        """Waits until all that may still run has settled; cuts short what has not at `deadline`. Whether all had."""
+        loop = asyncio.get_running_loop()
+        with self._worker.draining() as changed:
+            while not all(partition.drained() for partition in partitions) and loop.time() < deadline:
+                changed.clear()
+                try:
+                    await asyncio.wait_for(changed.wait(), min(0.05, max(0.0, deadline - loop.time())))
+                except TimeoutError:
+                    pass
+        if all(partition.drained() for partition in partitions):
+            return True
+        _log.warning("%d deliveries did not end in time; they are cut short and will run again", self._engine.running(partitions))
+        self._worker.cut_short(partitions)
+        await asyncio.sleep(0.01)
+        return False

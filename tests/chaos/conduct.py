@@ -1,0 +1,47 @@
+"""How shall a worker's handlers behave? Told by the test, as JSON in the worker's first argument."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import orjson
+
+SERVICE = "payments"
+HANDLER = "book"
+CHILD_TYPE = "test.noted"
+
+DONE, CUT_SHORT, REFUSED, CANT_GO_ON = 0, 1, 2, 4
+"""Exit codes of a worker, DESIGN section 6: all came to its end; something did not; wrong settings or topics; no Kafka or store."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conduct:
+    """What a worker's handlers do, some of it only for events of certain keys.
+
+    `ledger`: where each call and each effect is written down; None: nowhere. `store`: the claims' file; None: effects are
+    `offsets`. `emits`: each event causes a child on the topic ``notes``. `on_thread`: the handler is a plain `def`.
+    `work_s`: how long each handler works before its effect. Events of the keys in `held` wait before their effect until
+    the file `gate` is there; those in `stubborn` too, and won't be cancelled. Those in `failing` fail for good, those in
+    `forking` try choreo's clients in a forked child.
+    """
+
+    ledger: str | None = None
+    store: str | None = None
+    gate: str = ""
+    emits: bool = False
+    on_thread: bool = False
+    work_s: float = 0.0
+    held: tuple[str, ...] = ()
+    stubborn: tuple[str, ...] = ()
+    failing: tuple[str, ...] = ()
+    forking: tuple[str, ...] = ()
+
+    def argument(self) -> str:
+        """For the command line."""
+        return orjson.dumps(asdict(self)).decode()
+
+    @staticmethod
+    def read(argument: str) -> Conduct:
+        """The other way."""
+        found = orjson.loads(argument)
+        return Conduct(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})

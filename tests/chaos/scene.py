@@ -1,0 +1,239 @@
+"""One service in one test: its topics, its group, its workers, what they left behind, and the oracle's word on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from choreo.envelope import CAUSATION_ID, ID, child_id, header_text
+from choreo.letter import LetterState, dlq_headers, dlq_topic, letters_topic, read_state, replay_topic
+from choreo.record import Record, TopicPartition
+from tests.chaos.conduct import CHILD_TYPE, DONE, HANDLER, SERVICE, Conduct
+from tests.support.checker import Report, check
+from tests.support.commits import CommitWatch
+from tests.support.effects import EffectsLedger
+from tests.support.facts import Admitted
+from tests.support.history import CleanStop, Commit, History, Letter, Produced, Recovery
+from tests.support.kafka_access import KafkaAccess
+from tests.support.names import Names
+from tests.support.process import WorkerProcess
+from tests.support.producer import produce_events, random_events
+
+WORKER = Path(__file__).with_name("worker_main.py")
+SESSION_MS = 1500
+HEARTBEAT_MS = 300
+CATCH_UP_S = 45.0
+END_S = 30.0
+SHOWN_CHARS = 6000
+
+
+class Scene:
+    """Owns its topics and its workers; `close` ends both. `protocol`: the workers' group protocol, unless one is told another.
+
+    Group sessions are 1.5 s, so that a dead member's partitions move soon. All workers share one ledger and one claims file.
+    """
+
+    def __init__(self, kafka: KafkaAccess, names: Names, protocol: str, directory: Path, *, partitions: int = 4) -> None:
+        self.kafka = kafka
+        self.protocol = protocol
+        self.directory = directory
+        self.prefix = f"{names.prefix}."
+        self.group = names.group(SERVICE)
+        self.orders, self.notes = names.topic("orders"), names.topic("notes")
+        self.dlq, self.letters, self.replays = (names.topic(topic(SERVICE)) for topic in (dlq_topic, letters_topic, replay_topic))
+        self.gate = directory / "gate"
+        self.store = directory / "claims.db"
+        self.ledger = EffectsLedger(directory / "ledger.db")
+        self._workers: list[WorkerProcess] = []
+        kafka.create_topic(self.orders, partitions=partitions)
+        kafka.create_topic(self.notes, partitions=2)
+        kafka.create_topic(self.dlq, partitions=2)
+        kafka.create_topic(self.letters, partitions=2, config={"cleanup.policy": "compact"})
+        kafka.create_topic(self.replays)
+        kafka.set_session(self.group, session_ms=SESSION_MS, heartbeat_ms=HEARTBEAT_MS)
+
+    # ---- workers --------------------------------------------------------------------------------------------------
+
+    def conduct(self) -> Conduct:
+        """What a worker does unless told otherwise: effects in the ledger, claims in the file of all."""
+        return Conduct(ledger=str(self.ledger.path), store=str(self.store), gate=str(self.gate))
+
+    def worker(
+        self,
+        name: str = "a",
+        conduct: Conduct | None = None,
+        *,
+        failpoint: str | None = None,
+        properties: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        protocol: str | None = None,
+    ) -> WorkerProcess:
+        """A member that is not started yet. `properties`: librdkafka's, over the session's and the cluster's."""
+        protocol = protocol or self.protocol
+        session = {"session.timeout.ms": str(SESSION_MS), "heartbeat.interval.ms": str(HEARTBEAT_MS)} if protocol == "classic" else {}
+        settings = {
+            "CHOREO_BOOTSTRAP": self.kafka.bootstrap,
+            "CHOREO_GROUP_PROTOCOL": protocol,
+            "CHOREO_TOPIC_PREFIX": self.prefix,
+            "CHOREO_KAFKA_PROPERTIES": json.dumps({**self.kafka.security, **session, **(properties or {})}),
+        }
+        worker = WorkerProcess(
+            WORKER,
+            (conduct or self.conduct()).argument(),
+            log=self.directory / f"{name}-{len(self._workers)}.log",
+            environment={**settings, **(environment or {})},
+            failpoint=failpoint,
+        )
+        self._workers.append(worker)
+        return worker
+
+    def open_gate(self) -> None:
+        """Handlers that hold may go on."""
+        self.gate.touch()
+
+    # ---- what went in and what came out -----------------------------------------------------------------------------
+
+    def produce(self, count: int, *, keys: int = 10, seed: int = 1) -> list[Produced]:
+        """So many events of so many keys, acknowledged."""
+        return produce_events(self.kafka, self.orders, random_events(count, keys=keys, seed=seed))
+
+    def produce_keys(self, *keys: str) -> list[Produced]:
+        """One event of each of these keys, in this order, acknowledged."""
+        return produce_events(self.kafka, self.orders, [(key, 1 + number) for number, key in enumerate(keys)])
+
+    def claimed(self) -> frozenset[str]:
+        """The ids of the events that are claimed on disk."""
+        if not self.store.exists():
+            return frozenset()
+        with closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True)) as connection:
+            try:
+                return frozenset(row[0] for row in connection.execute("select event_id from choreo_claims"))
+            except sqlite3.OperationalError:
+                return frozenset()
+
+    def unclaimed(self) -> frozenset[tuple[str, str]]:
+        """What a crash at this moment may do twice: effects without a claim, and calls that have not ended."""
+        claimed = self.claimed()
+        effects = {(effect.handler, effect.event_id) for effect in self.ledger.effects()}
+        return frozenset(pair for pair in effects | self.ledger.unfinished() if pair[1] not in claimed)
+
+    def effect_ids(self) -> list[str]:
+        """The events of all effects, in the ledger's order."""
+        return [effect.event_id for effect in self.ledger.effects()]
+
+    def called_ids(self) -> list[str]:
+        """The events of all calls, in the order they began."""
+        return [call.event_id for call in self.ledger.calls()]
+
+    def committed(self) -> dict[TopicPartition, int | None]:
+        return self.kafka.committed(self.group, [self.orders])
+
+    def committed_events(self, produced: Collection[Produced]) -> list[Produced]:
+        """Those of `produced` that the group will not read again."""
+        committed = self.committed()
+        return [event for event in produced if event.offset < (committed[event.place] or 0)]
+
+    def watch_commits(self) -> CommitWatch:
+        return CommitWatch(self.kafka, self.group, [self.orders])
+
+    def letters_written(self) -> list[Letter]:
+        """The records of the dead-letter topic."""
+        return [_letter(record) for record in self.kafka.read_all(self.dlq)]
+
+    def letter_states(self) -> list[LetterState]:
+        """What the letters topic says, oldest first."""
+        states = [read_state(record) for record in self.kafka.read_all(self.letters)]
+        return [state for state in states if isinstance(state, LetterState)]
+
+    def children(self) -> dict[str, list[str]]:
+        """The ids of the children of each event, in the order of their log."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for record in self.kafka.read_all(self.notes):
+            headers = dict(record.headers)
+            found[header_text(headers[CAUSATION_ID]) or ""].append(header_text(headers[ID]) or "")
+        return found
+
+    def require_children(self, produced: Sequence[Produced], *, again: Collection[str] = ()) -> None:
+        """Each event has its child, with the id that follows from it, and only those in `again` have it more than once."""
+        children = self.children()
+        for event in produced:
+            expected = child_id(event.event_id, SERVICE, HANDLER, "", CHILD_TYPE, (event.key or b"").decode(), "0")
+            assert set(children.get(event.event_id, ())) == {expected}, f"children of {event}: {children.get(event.event_id)}"
+            assert len(children[event.event_id]) == 1 or event.event_id in again, f"{event} has {len(children[event.event_id])} children"
+
+    # ---- the end --------------------------------------------------------------------------------------------------
+
+    def settle(
+        self,
+        produced: Sequence[Produced],
+        *running: WorkerProcess,
+        admitted: Admitted | None = None,
+        commits: Sequence[Commit] | CommitWatch = (),
+        healed_at_s: float | None = None,
+        deadline_s: float = CATCH_UP_S,
+    ) -> Report:
+        """Waits until the group has committed everything, stops `running` cleanly, and has the oracle judge the run.
+
+        `healed_at_s`: when the last fault was mended, if it is longer ago than this call.
+        """
+        healed_at_s = time.monotonic() if healed_at_s is None else healed_at_s
+        self.kafka.wait_for_no_lag(self.group, [self.orders], deadline_s=max(1.0, healed_at_s + deadline_s - time.monotonic()))
+        recovery = Recovery(healed_at_s, time.monotonic(), deadline_s)
+        stops = self.stop_cleanly(*running)
+        if isinstance(commits, CommitWatch):
+            commits = commits.stop()
+        history = History(
+            handlers={HANDLER: frozenset({self.orders})},
+            produced=produced,
+            effects=self.ledger.effects(),
+            calls=self.ledger.calls(),
+            letters=self.letters_written(),
+            commits=commits,
+            log=self.kafka.read_all(self.orders),
+            recovery=recovery,
+            clean_stops=stops,
+        )
+        report = check(history, admitted)
+        print(report.table())
+        return report
+
+    def stop_cleanly(self, *running: WorkerProcess) -> list[CleanStop]:
+        """SIGTERM to each at once; each must end by itself with exit code 0."""
+        for worker in running:
+            worker.sigterm()
+        codes = [worker.wait(END_S) for worker in running]
+        assert codes == [DONE] * len(running), [worker.output()[-SHOWN_CHARS:] for worker in running]
+        return [CleanStop(time.monotonic(), frozenset(worker.pid for worker in running))] if running else []
+
+    def close(self) -> None:
+        """Ends the workers, shows what they said, deletes the topics."""
+        for worker in self._workers:
+            worker.close()
+            if worker.log.exists():
+                print(f"---- {worker.log.name}, {worker.lives} lives\n{worker.output(all_lives=True)[-SHOWN_CHARS:]}")
+        self.ledger.close()
+        self.kafka.delete_topics([self.orders, self.notes, self.dlq, self.letters, self.replays])
+
+
+def counts(worker: WorkerProcess) -> dict[str, int]:
+    """The counters a worker printed at the end of its last life."""
+    lines = [line for line in worker.output().splitlines() if line.startswith("COUNTS ")]
+    found: dict[str, int] = json.loads(lines[-1].removeprefix("COUNTS "))
+    return found
+
+
+def _letter(record: Record) -> Letter:
+    why = dlq_headers(record)
+    source = TopicPartition(why["topic"], int(why["partition"]))
+    return Letter(why["handler"], why["event-id"], source, int(why["offset"]), record.key, record.value, tuple(record.headers))
+
+
+def full() -> bool:
+    """Whether CHOREO_FULL asks for the long version of the tests."""
+    return os.environ.get("CHOREO_FULL", "") not in ("", "0")

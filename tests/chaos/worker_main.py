@@ -1,0 +1,182 @@
+"""A member of the service `payments` as production runs it: `Service.run()`, settings from CHOREO_* variables.
+
+Argument: a Conduct as JSON. Says READY once partitions are assigned, at its end COUNTS and its counters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from choreo import (
+    ChoreoError,
+    ConfigurationError,
+    Context,
+    Envelope,
+    Event,
+    Handler,
+    PermanentError,
+    RetryPolicy,
+    Service,
+    ServiceSettings,
+    SqliteStore,
+)
+from choreo.runtime.worker import Worker
+from choreo.service import Started
+from choreo.telemetry.logs import StepFormatter
+from tests.chaos.conduct import CANT_GO_ON, CHILD_TYPE, CUT_SHORT, DONE, HANDLER, REFUSED, SERVICE, Conduct
+from tests.chaos.forked import KeptPublisher, try_in_a_child
+from tests.support.effects import EffectsLedger
+from tests.support.process import READY
+from tests.support.producer import EVENT_TYPE
+
+LOOK_AGAIN_S = 0.01
+# Variables of the test run that choreo would take for misspelt settings.
+NOT_SETTINGS = ("CHOREO_SEED", "CHOREO_FULL", "CHOREO_KAFKA_PORT")
+
+
+class Booked(Event, type=EVENT_TYPE, topic="orders", key="key"):
+    key: str
+    amount: int
+
+
+class Noted(Event, type=CHILD_TYPE, topic="notes", key="key"):
+    key: str
+    amount: int
+
+
+class _Booking:
+    """What both handlers do: write down the call, hold, work, have the effect, emit."""
+
+    def __init__(self, conduct: Conduct, kept: KeptPublisher) -> None:
+        self.conduct = conduct
+        self._kept = kept
+        self._ledger = None if conduct.ledger is None else EffectsLedger(Path(conduct.ledger))
+
+    def call(self, context: Context) -> AbstractContextManager[None]:
+        return nullcontext() if self._ledger is None else self._ledger.call(HANDLER, context.event_id)
+
+    def must_wait(self, event: Booked) -> bool:
+        return event.key in (*self.conduct.held, *self.conduct.stubborn) and not Path(self.conduct.gate).exists()
+
+    def effect(self, event: Booked, context: Context) -> Noted | None:
+        if event.key in self.conduct.failing:
+            raise PermanentError(f"{event.key} is to fail")
+        if event.key in self.conduct.forking:
+            print("FORKED", json.dumps(try_in_a_child(self._kept, Noted(key=event.key, amount=event.amount))), flush=True)
+        if self._ledger is not None:
+            self._ledger.record(HANDLER, context.event_id, event.key, event.amount)
+        return Noted(key=event.key, amount=event.amount) if self.conduct.emits else None
+
+
+class Book(Handler[Booked]):
+    name = HANDLER
+    retry = RetryPolicy(max_attempts=2, base_delay_s=0.05)
+    timeout_s = 600.0
+
+    def __init__(self, booking: _Booking) -> None:
+        self._booking = booking
+
+    async def handle(self, event: Envelope[Booked], context: Context) -> Noted | None:
+        booked, booking = event.payload, self._booking
+        with booking.call(context):
+            while booking.must_wait(booked):
+                try:
+                    await asyncio.sleep(LOOK_AGAIN_S)
+                except asyncio.CancelledError:
+                    if booked.key not in booking.conduct.stubborn:
+                        raise
+            if booking.conduct.work_s:
+                await asyncio.sleep(booking.conduct.work_s)
+            return booking.effect(booked, context)
+
+
+class BookOnThread(Handler[Booked]):
+    name = HANDLER
+    retry = RetryPolicy(max_attempts=2, base_delay_s=0.05)
+    timeout_s = 600.0
+
+    def __init__(self, booking: _Booking) -> None:
+        self._booking = booking
+
+    def handle(self, event: Envelope[Booked], context: Context) -> Noted | None:
+        booked, booking = event.payload, self._booking
+        with booking.call(context):
+            while booking.must_wait(booked):
+                time.sleep(LOOK_AGAIN_S)
+            if booking.conduct.work_s:
+                time.sleep(booking.conduct.work_s)
+            return booking.effect(booked, context)
+
+
+def payments(conduct: Conduct) -> Service:
+    kept = KeptPublisher()
+    booking = _Booking(conduct, kept)
+    service = Service(
+        SERVICE,
+        handlers=[BookOnThread(booking) if conduct.on_thread else Book(booking)],
+        publishes=[Noted],
+        store=None if conduct.store is None else SqliteStore(conduct.store),
+        resources=[kept] if conduct.forking else [],
+        settings=ServiceSettings(effects="offsets" if conduct.store is None else None),
+    )
+    kept.service = service
+    return service
+
+
+async def run(service: Service) -> int:
+    """Its exit code."""
+    workers: list[Worker] = []
+    watching: list[asyncio.Task[None]] = []
+
+    def started(what: Started) -> None:
+        workers.append(what.worker)
+        watching.append(asyncio.get_running_loop().create_task(say_when_assigned(what.worker)))
+
+    try:
+        clean = await service.run(started=started)
+    except ConfigurationError as error:
+        print(f"choreo: {error}", flush=True)
+        return REFUSED
+    except ChoreoError as error:
+        print(f"choreo: {error}", flush=True)
+        return CANT_GO_ON
+    finally:
+        for task in watching:
+            task.cancel()
+        for worker in workers:
+            print("COUNTS", json.dumps(worker.counters.as_dict()), flush=True)
+    return DONE if clean else CUT_SHORT
+
+
+async def say_when_assigned(worker: Worker) -> None:
+    while not worker.engine.partitions:
+        await asyncio.sleep(LOOK_AGAIN_S)
+    print(READY, flush=True)
+
+
+async def run_and_exit(service: Service) -> None:
+    # As the command line does: what won't end (a handler that ignores its cancellation) must not hold the process.
+    code = await run(service)
+    sys.stdout.flush()
+    if code != DONE:
+        os._exit(code)
+
+
+def main() -> None:
+    for variable in NOT_SETTINGS:
+        os.environ.pop(variable, None)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(StepFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    asyncio.run(run_and_exit(payments(Conduct.read(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()

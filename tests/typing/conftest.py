@@ -1,0 +1,3 @@
+"""The programs in good/ and bad/ are read by type checkers, not run."""
+
+collect_ignore_glob = ["good/*", "bad/*"]

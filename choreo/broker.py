@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import msgspec
 
@@ -75,7 +75,7 @@ class Consumer(Protocol):
         """Leaves the group, through `revoked`. A second call does nothing."""
 
 
-class Report(NamedTuple):
+class Report(msgspec.Struct, frozen=True, gc=False):
     """What became of one record that was sent. `error` None: acknowledged by all in-sync replicas, at `offset`."""
 
     partition: int

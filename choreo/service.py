@@ -23,6 +23,8 @@ from choreo.errors import ConfigurationError
 from choreo.events import AnyEvent, EventLike, check_key, own_spec
 from choreo.handler import Handler, describe
 from choreo.kafka.broker import KafkaBroker
+from choreo.kafka.embedded import EmbeddedBroker
+from choreo.kafka.settings import EMBEDDED
 from choreo.letter import dlq_topic, letters_topic, replay_topic
 from choreo.runtime.emitting import Emitter
 from choreo.runtime.preflight import check_topics, wait_for_kafka
@@ -142,6 +144,10 @@ class Service:
         """Logical names of choreo's own topics for it; none for a service that only publishes."""
         return [dlq_topic(self.name), letters_topic(self.name), replay_topic(self.name)] if self.specs else []
 
+    def topics(self) -> list[str]:
+        """Logical names of all topics it touches."""
+        return list(dict.fromkeys((*self.consumed_topics(), *self.emitted_topics(), *self.own_topics())))
+
     def effects(self) -> str:
         return self.settings.effects or "claims"
 
@@ -153,7 +159,12 @@ class Service:
 
     def broker(self, settings: ServiceSettings) -> Broker:
         """The broker these settings name. Opens nothing."""
-        return settings.broker or KafkaBroker(settings.kafka)
+        if settings.broker is not None:
+            return settings.broker
+        if settings.kafka.bootstrap == EMBEDDED:
+            names = rename(settings.topic_prefix, settings.topic_names)
+            return EmbeddedBroker(settings.kafka, [names(topic) for topic in self.topics()])
+        return KafkaBroker(settings.kafka)
 
     def plan(self, settings: ServiceSettings) -> Plan:
         """What a worker is to run, under these settings."""

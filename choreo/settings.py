@@ -17,7 +17,7 @@ import orjson
 
 from choreo.broker import Broker
 from choreo.errors import ConfigurationError, did_you_mean
-from choreo.kafka.settings import KafkaSettings, masked
+from choreo.kafka.settings import EMBEDDED, KafkaSettings, masked
 
 StartPolicy = Literal["earliest", "latest", "refuse"] | datetime
 Effects = Literal["offsets", "claims"]
@@ -52,6 +52,8 @@ class ServiceSettings:
         if isinstance(self.start, datetime):
             if self.start.tzinfo is None:
                 raise ConfigurationError(f"start={self.start.isoformat()} has no time zone; use datetime(..., tzinfo=UTC)")
+            if self.kafka.bootstrap == EMBEDDED:
+                raise ConfigurationError(f"start={self.start.isoformat()}: {EMBEDDED} can't find offsets by time; use earliest or latest")
         elif self.start not in ("earliest", "latest", "refuse"):
             raise ConfigurationError(f"start={self.start!r}; use earliest, latest, refuse, or a time such as 2026-11-22T03:00:00Z")
         if self.effects in ("transaction", "kafka"):

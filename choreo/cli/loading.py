@@ -10,25 +10,26 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from types import ModuleType
 
 from choreo.broker import Broker
 from choreo.errors import ChoreoError, ConfigurationError, did_you_mean
 from choreo.runtime.reading import rename
 from choreo.service import Service
-from choreo.settings import Resolved, ServiceSettings
+from choreo.settings import Resolved, ServiceSettings, Setting
 
 Flags = Mapping[str, object]
+_OURS = f"{Path(__file__).parents[1]}{os.sep}"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A service on a Kafka. `words` are what a command line says to mean it again."""
+    """A service on a Kafka, and the words that meant it."""
 
     service: Service
     resolved: Resolved
-    words: str
+    said: str
 
     @property
     def name(self) -> str:
@@ -43,6 +44,24 @@ class Target:
         return self.service.broker(self.settings)
 
     @property
+    def words(self) -> str:
+        """What a command that needs no code says to mean this service again."""
+        return (self.said if self._bootstrap.origin == "code" else self.name) + self._where
+
+    @property
+    def code_words(self) -> str:
+        """What a command that needs its code says."""
+        return (self.said if ":" in self.said else "MODULE:NAME") + self._where
+
+    @property
+    def _where(self) -> str:
+        return f" --bootstrap {self._bootstrap.value}" if self._bootstrap.origin.startswith("flag") else ""
+
+    @property
+    def _bootstrap(self) -> Setting:
+        return next(setting for setting in self.resolved.origins if setting.name == "bootstrap")
+
+    @property
     def names(self) -> Callable[[str], str]:
         """The broker's name of a logical topic."""
         return rename(self.settings.topic_prefix, self.settings.topic_names)
@@ -51,19 +70,13 @@ class Target:
 def find_target(words: str, flags: Flags) -> Target:
     """The service that `words` mean, a plain name or MODULE:NAME, with its settings. Raises ConfigurationError."""
     service = load_service(words) if ":" in words else Service(words)
-    return _target(service, words, flags)
+    return Target(service, service.resolve(flags), words)
 
 
 def load_target(words: str, flags: Flags) -> Target:
     """The same for commands that need the service's code: MODULE:NAME only."""
-    return _target(load_service(words), words, flags)
-
-
-def _target(service: Service, words: str, flags: Flags) -> Target:
-    resolved = service.resolve(flags)
-    bootstrap = next(setting for setting in resolved.origins if setting.name == "bootstrap")
-    short = words if bootstrap.origin == "code" else service.name
-    return Target(service, resolved, f"{short} --bootstrap {bootstrap.value}" if bootstrap.origin.startswith("flag") else short)
+    service = load_service(words)
+    return Target(service, service.resolve(flags), words)
 
 
 def load_service(target: str) -> Service:
@@ -95,7 +108,7 @@ def _import(module_name: str) -> ModuleType:
         raise ConfigurationError(f"{module_name} imports {missing!r}, which is not there{_where(error)}") from error
     except ChoreoError as error:
         raise ConfigurationError(f"{module_name}: {error}{_where(error)}") from error
-    except Exception as error:  # noqa: BLE001 - whatever a user's module raises becomes one line that says where
+    except Exception as error:
         raise ConfigurationError(f"importing {module_name}: {type(error).__name__}: {error}{_where(error)}") from error
 
 
@@ -113,7 +126,7 @@ def _called(found: object, target: str) -> Service:
         made = found()
     except ChoreoError as error:
         raise ConfigurationError(f"{target}: {error}{_where(error)}") from error
-    except Exception as error:  # noqa: BLE001 - whatever a user's function raises becomes one line that says where
+    except Exception as error:
         raise ConfigurationError(f"{target} raised {type(error).__name__}: {error}{_where(error)}") from error
     if not isinstance(made, Service):
         raise ConfigurationError(f"{target} returned a {type(made).__name__}, not a Service")
@@ -125,7 +138,7 @@ def _where(error: Exception) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<frozen") and "/choreo/" not in frame.filename and "/importlib/" not in frame.filename
+        if not frame.filename.startswith(("<frozen", _OURS)) and "/importlib/" not in frame.filename
     ]
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({PurePath(error.filename).name}:{error.lineno})"
@@ -137,6 +150,5 @@ def _candidates(module: ModuleType) -> list[str]:
     return [
         name
         for name, value in vars(module).items()
-        if isinstance(value, Service)
-        or (inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_"))
+        if isinstance(value, Service) or (inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_"))
     ]

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from choreo.broker import Report
@@ -21,15 +22,12 @@ from choreo.record import Outgoing
 _log = logging.getLogger("choreo.kafka")
 
 
-class _Sent:
+class _Sent(msgspec.Struct, eq=False):
     """One send whose report is out; it is called once, whoever comes first."""
 
-    __slots__ = ("out", "record", "report")
-
-    def __init__(self, out: set[_Sent], record: Outgoing, report: Callable[[Report], None]) -> None:
-        self.out = out
-        self.record = record
-        self.report = report
+    out: set[_Sent]
+    record: Outgoing
+    report: Callable[[Report], None]
 
     def delivered(self, error: KafkaError | None, message: Message) -> None:
         if self in self.out:

@@ -13,6 +13,9 @@ from choreo.errors import ConfigurationError
 
 GroupProtocol = Literal["auto", "classic", "consumer"]
 
+EMBEDDED = "embedded://"
+"""The bootstrap that means a Kafka inside this process, for demos (choreo/kafka/embedded.py)."""
+
 REFUSED: Mapping[str, str] = {
     "group.id": "the group is the service's name",
     "enable.auto.commit": "choreo commits an offset only after its events are settled",

@@ -33,8 +33,19 @@ class _Kind(msgspec.Struct, frozen=True):
 
     event_type: str
     topic: str
-    keyed: bool
+    key: str | None
     version: bytes | None
+
+
+class _Parent(msgspec.Struct, frozen=True, gc=False):
+    """What all events of one answer have in common."""
+
+    spec: HandlerSpec
+    wire: Wire
+    event_id: str
+    flow_id: str
+    run: str
+    traceparent: str | None
 
 
 class Emitter:
@@ -49,14 +60,16 @@ class Emitter:
 
     def outgoing(self, spec: HandlerSpec, wire: Wire, answer: object, *, run: str, traceparent: str | None) -> list[Outgoing]:
         """The records of one answer. Raises UndeclaredEmitError and PermanentError."""
+        parent = _Parent(spec, wire, wire.event_id, wire.flow_id, run, traceparent)
+        if type(answer) in self._kinds:
+            return [self._child(parent, answer, None)]
         counts: dict[tuple[str, str], int] = {}
-        return [self._child(spec, wire, item, counts, run, traceparent) for item in emitted(answer)]
+        return [self._child(parent, item, counts) for item in emitted(answer)]
 
-    def _child(
-        self, spec: HandlerSpec, wire: Wire, item: Any, counts: dict[tuple[str, str], int], run: str, traceparent: str | None
-    ) -> Outgoing:
+    def _child(self, parent: _Parent, item: Any, counts: dict[tuple[str, str], int] | None) -> Outgoing:
         emit, event = (item, item.event) if type(item) is Emit else (_PLAIN, item)
         cls = event.of if type(event) is Tombstone else type(event)
+        spec, wire = parent.spec, parent.wire
         kind = self._kinds.get(cls) or self._kind(cls, spec.name)
         if spec.emits is not None and cls not in spec.emits:
             raise UndeclaredEmitError(
@@ -64,21 +77,16 @@ class Emitter:
                 f"add {cls.__name__} to it (the contract is read from there)"
             )
         key = _key(kind, emit, event)
-        counted = (kind.event_type, key or "")
-        nth = counts.get(counted, 0)
-        counts[counted] = nth + 1
-        parent, flow = wire.event_id, wire.flow_id
+        nth = "0" if counts is None else _nth(counts, kind.event_type, key or "")
         event_id = child_id(
-            parent, self._service, spec.name, run, kind.event_type, key or "", emit.id_key if emit.id_key is not None else str(nth)
+            parent.event_id, self._service, spec.name, parent.run, kind.event_type, key or "", nth if emit.id_key is None else emit.id_key
         )
-        if traceparent is None:
-            traceparent = child_traceparent(wire.traceparent, flow, event_id)
         headers: list[tuple[str, bytes | None]] = [
             (ID, event_id.encode()),
-            (CAUSATION_ID, parent.encode()),
-            (CORRELATION_ID, flow.encode()),
+            (CAUSATION_ID, parent.event_id.encode()),
+            (CORRELATION_ID, parent.flow_id.encode()),
             (SOURCE, f"{self._service}/{spec.name}".encode()),
-            (TRACEPARENT, traceparent.encode()),
+            (TRACEPARENT, (parent.traceparent or child_traceparent(wire.traceparent, parent.flow_id, event_id)).encode()),
             (CONTENT_TYPE, self._content_type),
         ]
         by_name = wire.by_name
@@ -109,7 +117,7 @@ class Emitter:
         if known is None or cls is AnyEvent:
             raise PermanentError(f"{who} emitted {cls.__name__}, which is no event type of its own; return an event, an Emit or None")
         version = None if known.version == 1 else str(known.version).encode()
-        kind = self._kinds[cls] = _Kind(known.type, self._names(known.topic), known.key is not None, version)
+        kind = self._kinds[cls] = _Kind(known.type, self._names(known.topic), known.key, version)
         return kind
 
     def _record(self, kind: _Kind, emit: Emit[Any], event: Any, key: str | None, headers: list[tuple[str, bytes | None]]) -> Outgoing:
@@ -135,12 +143,20 @@ def emitted(answer: object) -> Iterable[Any]:
     raise PermanentError(f"handle returned {type(answer).__name__}; return an event, an Emit, a list of them, or None")
 
 
+def _nth(counts: dict[tuple[str, str], int], event_type: str, key: str) -> str:
+    nth = counts.get((event_type, key), 0)
+    counts[event_type, key] = nth + 1
+    return str(nth)
+
+
 def _key(kind: _Kind, emit: Emit[Any], event: Any) -> str | None:
     if emit.key is not None:
         return emit.key
+    if kind.key is not None and type(event) is not Tombstone and type(value := getattr(event, kind.key)) is str:
+        return value
     if type(event) is Tombstone:
         return event.key
-    if not kind.keyed:
+    if kind.key is None:
         return None
     try:
         return key_of(event)

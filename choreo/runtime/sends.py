@@ -11,6 +11,8 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from choreo.broker import Producer, Report
 from choreo.errors import BrokerError
 from choreo.record import Outgoing
@@ -27,19 +29,16 @@ NEVER = frozenset({"MSG_SIZE_TOO_LARGE", "INVALID_RECORD", "_INVALID_ARG"})
 Done = Callable[[BrokerError | None, Sequence[Report]], None]
 
 
-class _Sending:
+class _Sending(msgspec.Struct, eq=False):
     """The records of one delivery under way; `then` is called once, when all are acknowledged or one never can be."""
 
-    __slots__ = ("error", "left", "owner", "records", "reports", "then", "tries")
-
-    def __init__(self, owner: Sends, records: Sequence[Outgoing], then: Done) -> None:
-        self.owner = owner
-        self.records = records
-        self.then = then
-        self.left = len(records)
-        self.reports: list[Report] = []
-        self.error: BrokerError | None = None
-        self.tries = 0
+    owner: Sends
+    records: Sequence[Outgoing]
+    then: Done
+    left: int = 0
+    reports: list[Report] = []
+    error: BrokerError | None = None
+    tries: int = 0
 
     def report(self, report: Report) -> None:
         if report.error is not None:

@@ -177,6 +177,7 @@ class Scene:
         commits: Sequence[Commit] | CommitWatch = (),
         healed_at_s: float | None = None,
         deadline_s: float = CATCH_UP_S,
+        earlier_stops: Sequence[CleanStop] = (),
     ) -> Report:
         """Waits until the group has committed everything, stops `running` cleanly, and has the oracle judge the run.
 
@@ -197,7 +198,7 @@ class Scene:
             commits=commits,
             log=self.kafka.read_all(self.orders),
             recovery=recovery,
-            clean_stops=stops,
+            clean_stops=[*earlier_stops, *stops],
         )
         report = check(history, admitted)
         print(report.table())

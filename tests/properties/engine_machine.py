@@ -28,7 +28,7 @@ errors = st.sampled_from((OSError("reset"), TransientError("busy", retry_after_s
 class EngineMachine(RuleBasedStateMachine):
     """One member of a group, its engine made by `make_engine`. At the end it has to come to rest with everything done."""
 
-    def __init__(self, make_engine: Callable[[], Engine] = Engine) -> None:
+    def __init__(self, make_engine: Callable[..., Engine] = Engine) -> None:
         super().__init__()
         self.rig = Rig(make_engine)
 

@@ -134,7 +134,7 @@ def make_routes() -> list[Route]:
 class Rig:
     """One engine and everything around it. Owner: the test that made it."""
 
-    def __init__(self, make_engine: Callable[[], Engine]) -> None:
+    def __init__(self, make_engine: Callable[..., Engine]) -> None:
         self._make_engine = make_engine
         self.now_s = 0.0
         self.logs: dict[TopicPartition, list[Entry]] = {partition: [] for partition in PARTITIONS}
@@ -152,7 +152,7 @@ class Rig:
         """The process dies: nothing of it is left, not even what ran."""
         for holding in getattr(self, "holdings", {}).values():
             self._excuse(holding)
-        self.engine = self._make_engine()
+        self.engine = self._make_engine(bound=BOUND)
         self.routes = make_routes()
         self.holdings: dict[TopicPartition, Holding] = {}
         self.late: list[Item] = []

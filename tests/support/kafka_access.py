@@ -170,6 +170,8 @@ class KafkaAccess:
             "enable.partition.eof": True,
             "isolation.level": isolation,
             "auto.offset.reset": "earliest",
+            # The broker holds the answer that says "end" back for so long; 500 by default.
+            "fetch.wait.max.ms": 10,
         }
         consumer = Consumer(self.config(settings))
         records: list[Record] = []

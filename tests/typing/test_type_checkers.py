@@ -5,6 +5,7 @@ only one of them sees, with ``# mypy-error`` or ``# pyright-error``. Each checke
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -48,9 +49,9 @@ def run_mypy(scratch: Path) -> Found:
 
 def run_pyright(scratch: Path) -> Found:
     settings = {
-        "include": [str(HERE / "good"), str(HERE / "bad")],
+        "include": [os.path.relpath(HERE / name, scratch) for name in ("good", "bad")],
         "pythonVersion": "3.11",
-        "typeCheckingMode": "standard",
+        "typeCheckingMode": "strict",
         "reportUnusedExpression": "none",
         "reportUnusedCoroutine": "none",
     }

@@ -69,6 +69,17 @@ def test_offsets_may_have_gaps(broker: MemoryBroker) -> None:
     assert reader.ends("orders")[P0] == (0, 8)
 
 
+def test_gaps_are_passed_one_record_at_a_time_too(broker: MemoryBroker) -> None:
+    write(broker, b"0")
+    broker.skip_offsets("orders", 0, 3)
+    write(broker, b"4", b"5")
+    member = Member(broker.consumer("payments"), ["orders"])
+
+    wait_until(lambda: len(member.records) >= 3, member, max_records=1)
+
+    assert [record.offset for record in member.records] == [0, 4, 5]
+
+
 def test_a_start_within_a_gap_goes_on_behind_it(broker: MemoryBroker) -> None:
     write(broker, b"0")
     broker.skip_offsets("orders", 0, 3)
@@ -156,15 +167,27 @@ def test_held_sends_are_on_their_way_until_they_are_released(broker: MemoryBroke
     reports: list[Report] = []
     broker.hold_sends("orders")
 
-    for topic in ("orders", "payments", "orders"):
-        producer.send(Outgoing(topic, b"o-1", b"x"), reports.append)
+    for number, topic in enumerate(("orders", "payments", "orders", "orders")):
+        producer.send(Outgoing(topic, b"o-1", str(number).encode()), reports.append)
     left_while_held = producer.flush(0)
     written_while_held = len(broker.records("orders"))
     broker.release_sends("orders")
     left = producer.flush(0)
 
-    assert (left_while_held, written_while_held, left) == (2, 0, 0)
-    assert [report.offset for report in reports] == [0, 0, 1]
+    assert (left_while_held, written_while_held, left) == (3, 0, 0)
+    assert [report.offset for report in reports] == [0, 0, 1, 2]
+    assert [record.value for record in broker.records("orders")] == [b"0", b"2", b"3"]
+
+
+def test_what_was_held_goes_before_what_is_sent_after_the_release(broker: MemoryBroker) -> None:
+    producer = broker.producer()
+    broker.hold_sends("orders")
+    producer.send(Outgoing("orders", b"o-1", b"held"), print)
+
+    broker.release_sends("orders")
+    producer.send(Outgoing("orders", b"o-1", b"later"), print)
+
+    assert [record.value for record in broker.records("orders")] == [b"held", b"later"]
 
 
 def test_a_flush_ends_when_what_was_held_is_released(broker: MemoryBroker) -> None:
@@ -319,15 +342,41 @@ def test_a_member_that_is_lost_while_it_gives_back_is_told_both(broker: MemoryBr
     assert broker.committed("payments") == {}
 
 
-def test_a_topic_that_grows_or_appears_is_assigned(broker: MemoryBroker) -> None:
+def test_new_partitions_are_assigned(broker: MemoryBroker) -> None:
+    member = member_of(broker)
+
+    broker.cluster().add_partitions("orders", 3)
+    member.step(timeout_s=0)
+
+    assert member.owned == {P0, P1, TopicPartition("orders", 2)}
+
+
+def test_a_topic_that_appears_is_assigned(broker: MemoryBroker) -> None:
     member = Member(broker.consumer("payments"), ["orders", "later"])
     member.step(timeout_s=0)
 
-    broker.cluster().add_partitions("orders", 3)
     broker.create_topic("later")
     member.step(timeout_s=0)
 
-    assert member.owned == {P0, P1, TopicPartition("orders", 2), TopicPartition("later", 0)}
+    assert member.owned == {P0, P1, TopicPartition("later", 0)}
+
+
+def test_a_waiting_member_is_assigned_at_once_what_another_gives_back(broker: MemoryBroker) -> None:
+    first = member_of(broker, name="first")
+    taken = threading.Event()
+    second = Member(broker.consumer("payments"), ["orders"], name="second", on_assigned=lambda *_: taken.set())
+    waiting = threading.Thread(target=second.step, kwargs={"timeout_s": DEADLINE_S})
+
+    waiting.start()
+    wait_until(lambda: len(first.owned) == 1, first)
+    taken_in_time = taken.wait(DEADLINE_S / 2)
+    write(broker, b"end", partition=1)
+    waiting.join()
+    first.consumer.close()
+    second.step(timeout_s=0)
+
+    assert taken_in_time
+    assert second.owned == {P0, P1}
 
 
 def test_a_listener_that_raises_surfaces_from_poll_and_is_asked_again(broker: MemoryBroker) -> None:

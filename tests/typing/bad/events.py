@@ -40,7 +40,7 @@ Shipped(3, "o-1")  # error
 
 placed = OrderPlaced(order_id="o-1")
 placed.order_id = "o-2"  # error
-placed.total_cent  # error
+print(placed.total_cent)  # error
 del placed.order_id  # pyright-error
 
 Stock()  # error
@@ -57,8 +57,4 @@ class WrongTopic(Event, type="wrong", topic=3, key=None):  # pyright-error
 
 
 class WrongKey(DataclassEvent, type="wrong", topic="t", key=3):  # error
-    order_id: str
-
-
-class Misspelled(PydanticEvent, tpye="wrong", topic="t", key=None):
     order_id: str

@@ -1,5 +1,6 @@
 """Handlers that are written wrongly."""
 
+from collections.abc import AsyncIterator
 from typing import assert_never
 
 from psycopg import AsyncConnection
@@ -102,7 +103,7 @@ class Undeclared(Handler[A]):
 
 
 class Yields(Handler[A]):
-    async def handle(self, event: Envelope[A], context: Context):  # mypy-error
+    async def handle(self, event: Envelope[A], context: Context) -> AsyncIterator[A]:  # error
         yield A(id="x")
 
 

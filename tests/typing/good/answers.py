@@ -93,16 +93,16 @@ class SaysMuch(Handler[A]):
         return None if failure.permanent else B(id=event.payload.id)
 
 
-class RecoversOnThread(SaysMuch):
+class RecoversOnThread(Handler[A]):
+    def handle(self, event: Envelope[A], context: Context) -> B:
+        return B(id=event.payload.id)
+
     def recover(self, event: Envelope[A], failure: Failure, context: Context) -> None:
         print(failure.error_type)
 
 
-async def answers_are_narrow(event: Envelope[A], context: Context) -> None:
+async def answers_are_narrow(event: Envelope[A], failure: Failure, context: Context) -> None:
     assert_type(OnThread().handle(event, context), B | None)
     assert_type(await AList().handle(event, context), list[A | B])
     assert_type((await AnEmit().handle(event, context)).event, B)
-    assert_type(await SaysMuch().recover(event, FAILURE, context), B | None)
-
-
-FAILURE: Failure
+    assert_type(await SaysMuch().recover(event, failure, context), B | None)

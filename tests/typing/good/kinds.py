@@ -18,7 +18,7 @@ class Priced(Event):
 class Transfer(Priced, type="transfer", topic="transfers", key="pair", version=2):
     source: str
     target: str
-    tags: list[str] = msgspec.field(default_factory=list)
+    tags: list[str] = msgspec.field(default_factory=list[str])
 
     @property
     def pair(self) -> str:
@@ -32,7 +32,7 @@ class Renamed(Event, type="renamed", topic="t", key=None, rename="camel", forbid
 @dataclass(frozen=True)
 class Stock(DataclassEvent, type="stock", topic="stock", key="sku"):
     sku: str
-    amounts: list[int] = field(default_factory=list)
+    amounts: list[int] = field(default_factory=list[int])
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,7 @@ def _section(name: str, lines: Sequence[str]) -> None:
     if lines:
         screen.say(f"\n{name}")
         for line in lines:
-            screen.say(f"  {line.expandtabs(4) if line.isprintable() else screen.safe(line, 2_000)}")
+            screen.say(f"  {screen.safe(line.expandtabs(4), 2_000)}")
 
 
 def _header_lines(record: Record) -> list[str]:

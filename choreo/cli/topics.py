@@ -30,8 +30,12 @@ from choreo.replay.ledger import open_by_topic
 
 app = typer.Typer(no_args_is_help=True, help="The topics a service needs: what is missing, and making it.")
 
-Partitions = Annotated[int | None, typer.Option("--partitions", min=1, help="Of each topic of events (default: 6 for a new one, else as it is).")]
-Replication = Annotated[int | None, typer.Option("--replication", min=1, help="Of each topic (default: 3, or as many brokers as there are).")]
+Partitions = Annotated[
+    int | None, typer.Option("--partitions", min=1, help="Of each topic of events (default: 6 for a new one, else as it is).")
+]
+Replication = Annotated[
+    int | None, typer.Option("--replication", min=1, help="Of each topic (default: 3, or as many brokers as there are).")
+]
 
 _DAYS = ("retention.ms", "min.compaction.lag.ms")
 

@@ -118,9 +118,7 @@ class EmbeddedBroker:
             running = HOST.cluster()
             running.make(self._topics)
             kept = {n: v for n, v in self._settings.properties.items() if not n.startswith(_LOGIN) and n not in CLASSIC_ONLY}
-            self._kafka = KafkaBroker(
-                replace(self._settings, bootstrap=running.address, properties=kept, group_protocol="consumer")
-            )
+            self._kafka = KafkaBroker(replace(self._settings, bootstrap=running.address, properties=kept, group_protocol="consumer"))
         return self._kafka
 
 

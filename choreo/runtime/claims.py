@@ -43,11 +43,11 @@ class Claims:
         self._to_write: list[tuple[Delivery, Claim]] = []
         self._writing: asyncio.Task[None] | None = None
         self.troubled: StoreError | None = None
-        self.broken: StoreError | None = None
-        """A store error that waiting can't mend; the worker stops."""
+        self.broken: BaseException | None = None
+        """What writing claims ended with: a store error that waiting can't mend, or a mistake of ours; the worker stops."""
 
     async def open(self, service: str) -> None:
-        await self._in_thread(lambda: self._store.open(service))
+        await self._patiently(lambda: self._store.open(service))
 
     def describe(self) -> str:
         return self._store.describe()
@@ -95,16 +95,17 @@ class Claims:
         self._to_write.append((delivery, delivery.note[0]))
         if self._writing is None:
             self._writing = asyncio.get_running_loop().create_task(self._write())
+            self._writing.add_done_callback(self._write_ended)
+
+    def _write_ended(self, writing: asyncio.Task[None]) -> None:
+        if not writing.cancelled() and (error := writing.exception()) is not None:
+            self.broken = error
 
     async def _write(self) -> None:
         while self._to_write:
             batch, self._to_write = self._to_write[:BATCH], self._to_write[BATCH:]
             claims = [claim for _, claim in batch]
-            try:
-                there = await self._patiently(lambda claims=claims: self._store.claim(claims))  # type: ignore[misc]
-            except StoreError as error:
-                self.broken = error
-                return
+            there = await self._patiently(lambda claims=claims: self._store.claim(claims))  # type: ignore[misc]
             for delivery, claim in batch:
                 if claim in there:
                     self._counters.claimed_elsewhere += 1

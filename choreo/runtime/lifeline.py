@@ -11,7 +11,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, MutableMapping
+import time
+from collections.abc import MutableMapping
 
 import msgspec
 
@@ -72,10 +73,10 @@ class Lifeline:
             return
 
 
-def orphaned(grace_s: float, *, wait: Callable[[float], object] = threading.Event().wait) -> None:
+def orphaned(grace_s: float) -> None:
     """The supervisor is gone: asks this process to drain, and ends it when that takes too long."""
     os.write(2, b"choreo: the supervisor is gone; this worker drains and ends\n")
     os.kill(os.getpid(), signal.SIGTERM)
-    wait(grace_s)
+    time.sleep(grace_s)
     # Nothing is lost: what has not settled was not committed.
     os._exit(1)

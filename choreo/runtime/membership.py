@@ -111,7 +111,7 @@ class Membership:
         self._counters.rebalances += 1
         stopped = self._engine.stop(partitions)
         self._worker.feeding.forget(partitions)
-        await self.drain(stopped, asyncio.get_running_loop().time() + self._plan.revoke_s)
+        await self.drain(stopped, min(asyncio.get_running_loop().time() + self._plan.revoke_s, self._worker.stop_by))
         offsets = self._engine.forget(stopped)
         _log.info("revoked %s", ", ".join(map(str, sorted(partitions))))
         return offsets
@@ -137,6 +137,7 @@ class Membership:
         if all(partition.drained() for partition in partitions):
             return True
         _log.warning("%d deliveries did not end in time; they are cut short and will run again", self._engine.running(partitions))
+        self._engine.halt(partitions)
         self._worker.cut_short(partitions)
         await asyncio.sleep(0.01)
         return False

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from math import inf
 from typing import Any, Literal
 
 from choreo import failpoint
@@ -60,6 +61,8 @@ TICK_S = 0.02
 COMMIT_EVERY_S = 0.2
 HELD_BEFORE_PAUSE_S = 0.25
 """A pause throws away what librdkafka has fetched ahead: only for a partition that has taken nothing for so long."""
+CANCEL_S = 1.0
+"""How long a stop waits for tasks that it cancelled."""
 THREAD_QUEUE = 4
 """Deliveries handed to the threads, as a multiple of their number."""
 
@@ -109,6 +112,8 @@ class Worker:
         """Ends with an exception when the worker can't go on; whoever runs the worker waits for it."""
         self.trouble: BaseException | None = None
         """What is being waited out just now; None when all is well."""
+        self.stop_by = inf
+        """When a stop's time to drain is over (the loop's clock); what comes after it drains no more."""
         self._loop = asyncio.get_running_loop()
         self._routes = [_route(spec) for spec in plan.specs]
         self.reader = Reader(list(zip(plan.specs, self._routes, strict=True)), plan.codec, plan.names, self.counters, strict=plan.strict)
@@ -172,7 +177,7 @@ class Worker:
 
     async def stop(self) -> bool:
         """Drains within `drain_s`, commits, leaves the group; whether everything that ran came to its end."""
-        deadline = self._loop.time() + self.plan.drain_s
+        deadline = self.stop_by = self._loop.time() + self.plan.drain_s
         clean = True
         if self.intake.started:
             if failpoint.ACTIVE:
@@ -183,7 +188,9 @@ class Worker:
         await self.replays.close()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            # A handler may ignore that; it must not hold us.
+            await asyncio.wait(self._tasks, timeout=CANCEL_S)
         self._threads.close()
         self.sends.close(max(0.5, min(5.0, deadline - self._loop.time())))
         if self._claims is not None:

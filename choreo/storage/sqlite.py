@@ -12,7 +12,6 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from itertools import groupby
 from pathlib import Path
 
 from choreo import failpoint
@@ -125,9 +124,11 @@ class SqliteStore:
         return already
 
     def _found(self, connection: sqlite3.Connection, claims: Iterable[Claim]) -> set[Claim]:
+        wanted: dict[tuple[str, str], list[str]] = {}
+        for handler, event_id, run in claims:
+            wanted.setdefault((handler, run), []).append(event_id)
         found: set[Claim] = set()
-        for (handler, run), group in groupby(sorted(claims, key=_by_handler), key=_by_handler):
-            ids = [claim.event_id for claim in group]
+        for (handler, run), ids in wanted.items():
             for at in range(0, len(ids), _CHUNK_IDS):
                 chunk = ids[at : at + _CHUNK_IDS]
                 # CROSS JOIN keeps the order of the loops: for each id one search in the key, never a scan of the claims.
@@ -186,10 +187,6 @@ class SqliteStore:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         advice = _WAITING_HELPS.get(code) or _SOMEBODY_MUST_ACT.get(code) or "this is no error choreo knows; look at the file"
         return StoreError(f"{self.describe()}: {doing}: {error}; {advice}", retriable=code in _WAITING_HELPS)
-
-
-def _by_handler(claim: Claim) -> tuple[str, str]:
-    return claim.handler, claim.run
 
 
 @contextmanager

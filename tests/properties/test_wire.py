@@ -135,6 +135,7 @@ def decided(value: bytes) -> list[str]:
 
 
 @given(payload=payloads, at=st.datetimes(timezones=st.timezones() | st.just(UTC)))
+@settings(deadline=None)
 def test_what_is_written_is_read_again(payload: EventLike, at: datetime) -> None:
     event_type = payload.__event__.type
     try:
@@ -148,6 +149,7 @@ def test_what_is_written_is_read_again(payload: EventLike, at: datetime) -> None
 
 
 @given(payload=payloads)
+@settings(deadline=None)
 def test_the_type_is_read_from_what_was_written(payload: EventLike) -> None:
     actual = CODEC.event_type(CODEC.encode(payload.__event__.type, datetime(2026, 11, 22, tzinfo=UTC), payload))
 
@@ -155,6 +157,7 @@ def test_the_type_is_read_from_what_was_written(payload: EventLike) -> None:
 
 
 @given(payload=payloads)
+@settings(deadline=None)
 def test_what_is_written_is_json_to_others_with_exactly_three_fields(payload: EventLike) -> None:
     value = CODEC.encode(payload.__event__.type, datetime(2026, 11, 22, tzinfo=UTC), payload)
 
@@ -164,6 +167,7 @@ def test_what_is_written_is_json_to_others_with_exactly_three_fields(payload: Ev
 
 
 @given(payload=payloads)
+@settings(deadline=None)
 def test_any_event_reads_what_was_written(payload: EventLike) -> None:
     value = CODEC.encode(payload.__event__.type, datetime(2026, 11, 22, tzinfo=UTC), payload)
 
@@ -173,6 +177,7 @@ def test_any_event_reads_what_was_written(payload: EventLike) -> None:
 
 
 @given(fields=st.dictionaries(text, json_values, max_size=4))
+@settings(deadline=None)
 def test_any_event_reads_every_json_object(fields: dict[str, Any]) -> None:
     value = msgspec.json.encode({"type": "t", "timestamp": "2026-11-22T22:37:07Z", "payload": fields})
 
@@ -182,6 +187,7 @@ def test_any_event_reads_every_json_object(fields: dict[str, Any]) -> None:
 
 
 @given(at=st.datetimes(timezones=st.timedeltas(timedelta(hours=-23), timedelta(hours=23)).map(timezone)))
+@settings(deadline=None)
 def test_a_written_timestamp_has_27_characters_and_sorts_by_time(at: datetime) -> None:
     try:
         later = at.astimezone(UTC) + timedelta(microseconds=1)
@@ -197,7 +203,7 @@ def test_a_written_timestamp_has_27_characters_and_sorts_by_time(at: datetime) -
 
 
 @given(value=st.binary(max_size=200))
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_any_bytes_are_read_or_refused_with_a_decode_error(value: bytes) -> None:
     started = time.perf_counter()
 
@@ -207,7 +213,7 @@ def test_any_bytes_are_read_or_refused_with_a_decode_error(value: bytes) -> None
 
 
 @given(payload=payloads, data=st.data())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_damaged_events_are_read_or_refused_with_a_decode_error(payload: EventLike, data: st.DataObject) -> None:
     value = CODEC.encode(payload.__event__.type, datetime(2026, 11, 22, tzinfo=UTC), payload)
     at = data.draw(st.integers(0, len(value)))
@@ -221,7 +227,7 @@ def test_damaged_events_are_read_or_refused_with_a_decode_error(payload: EventLi
 
 @given(payload=json_values, event_type=json_values, timestamp=json_values)
 @example(payload={"id": "a", "count": "x", "words": {"": []}}, event_type="order", timestamp="2026-11-22T22:37:07Z")
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_any_json_is_read_or_refused_with_a_decode_error(payload: Any, event_type: Any, timestamp: Any) -> None:
     value = msgspec.json.encode({"type": event_type, "timestamp": timestamp, "payload": payload})
 
@@ -231,7 +237,7 @@ def test_any_json_is_read_or_refused_with_a_decode_error(payload: Any, event_typ
 
 
 @given(payload=payloads, data=st.data())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_a_field_of_another_shape_is_named(payload: EventLike, data: st.DataObject) -> None:
     value = CODEC.encode(payload.__event__.type, datetime(2026, 11, 22, tzinfo=UTC), payload)
     written = msgspec.json.decode(value)
@@ -254,6 +260,7 @@ def test_a_field_of_another_shape_is_named(payload: EventLike, data: st.DataObje
         max_size=8,
     )
 )
+@settings(deadline=None)
 def test_any_headers_give_printable_ids(headers: list[tuple[str, bytes | None]]) -> None:
     wire = read_wire(Record("orders", 3, 1842, 0, b"o-1", b"{}", headers))
 

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from choreo.envelope import child_id, child_traceparent, derived_id, new_id, plain_id, root_trace_id, valid_traceparent
@@ -45,6 +45,7 @@ def test_ten_thousand_new_ids_differ() -> None:
 
 
 @given(parts=seven)
+@settings(deadline=None)
 def test_a_child_id_is_a_uuid_of_version_5_of_what_it_was_made_of(parts: tuple[str, str, str, str, str, str, str]) -> None:
     name = "".join(f"{len(part)}:{part}" for part in parts)
     encodable = name.encode(errors="replace").decode() == name
@@ -56,6 +57,7 @@ def test_a_child_id_is_a_uuid_of_version_5_of_what_it_was_made_of(parts: tuple[s
 
 
 @given(one=seven, other=seven)
+@settings(deadline=None)
 def test_two_children_have_one_id_only_when_all_they_were_made_of_is_equal(
     one: tuple[str, str, str, str, str, str, str], other: tuple[str, str, str, str, str, str, str]
 ) -> None:
@@ -75,6 +77,7 @@ def test_each_part_of_a_child_id_counts(place: int) -> None:
 
 
 @given(digits=st.lists(st.sampled_from(["", "0", "1", "1:", "2:ab", ":", "a", "ab"]), min_size=7, max_size=7))
+@settings(deadline=None)
 def test_parts_cannot_be_shifted_into_each_other(digits: list[str]) -> None:
     joined = [digits[0] + digits[1], "", *digits[2:]]
 
@@ -161,6 +164,7 @@ def test_a_flow_that_starts_without_a_trace_is_its_own_trace() -> None:
 
 
 @given(flow=text)
+@settings(deadline=None)
 def test_every_flow_has_a_valid_trace(flow: str) -> None:
     actual = valid_traceparent(f"00-{root_trace_id(flow)}-00f067aa0ba902b7-00")
 
@@ -175,6 +179,7 @@ def test_the_nil_uuid_is_no_trace(flow: str) -> None:
 
 
 @given(flow=text, event=text)
+@settings(deadline=None)
 def test_a_root_event_has_a_valid_traceparent_that_is_not_sampled(flow: str, event: str) -> None:
     actual = child_traceparent(None, flow, event)
 
@@ -182,6 +187,7 @@ def test_a_root_event_has_a_valid_traceparent_that_is_not_sampled(flow: str, eve
 
 
 @given(event=text, flags=st.integers(0, 255))
+@settings(deadline=None)
 def test_a_child_stays_in_its_parents_trace_with_a_span_of_its_own(event: str, flags: int) -> None:
     parent = f"00-{TRACE}-00f067aa0ba902b7-{flags:02x}"
 

@@ -1,4 +1,4 @@
-"""What can a test make the memory broker do, that real Kafka does when one least wants it?"""
+"""What can a test make the memory broker (and store) do, that the real ones do when one least wants it?"""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from choreo.broker import Broker, Edge, Report, Start, TopicInfo
-from choreo.errors import BrokerError, StateError
+from choreo.errors import BrokerError, StateError, StoreError
 from choreo.record import Outgoing, TopicPartition
+from choreo.storage.memory import MemoryStore
+from choreo.store import Claim
 from choreo.testing import MemoryBroker
 from choreo.testing.conformance import assert_owned_by_one
 from choreo.testing.members import Clients, Member, Noted, wait_until
@@ -496,3 +498,21 @@ def test_members_in_their_own_threads_share_the_work_through_joins_and_closes() 
     assert done
     assert seen == [1] * total
     assert_owned_by_one(journal)
+
+
+# ---- the store ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_store_fails_as_often_as_asked_and_writes_nothing_then() -> None:
+    store = MemoryStore()
+    store.open("payments")
+    claim = Claim("charge-card", "e-1")
+    store.fail(StoreError("locked, as the test asked"), times=2)
+
+    with pytest.raises(StoreError, match="as the test asked"):
+        store.claim([claim])
+    with pytest.raises(StoreError, match="as the test asked"):
+        store.lookup([claim])
+    already = store.claim([claim])
+
+    assert already == set()

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 import requests
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from choreo.core.retry import MAX_RETRY_AFTER_S, GiveUp, RetryAfter, RetryPolicy, http_client_error
@@ -72,6 +72,7 @@ def test_a_base_above_the_longest_wait_is_cut_to_it() -> None:
 
 
 @given(policy=policies, roll=dice)
+@settings(deadline=None)
 def test_every_delivery_ends_after_its_attempts(policy: RetryPolicy, roll: float) -> None:
     actual = decisions(policy, ValueError("x"), roll)
 
@@ -79,6 +80,7 @@ def test_every_delivery_ends_after_its_attempts(policy: RetryPolicy, roll: float
 
 
 @given(policy=policies, roll=dice, attempt=st.integers(1, 19))
+@settings(deadline=None)
 def test_the_wait_is_full_jitter_between_nothing_and_the_ceiling(policy: RetryPolicy, roll: float, attempt: int) -> None:
     decision = policy.decide(ValueError("x"), attempt=attempt, dice=roll)
 
@@ -88,6 +90,7 @@ def test_the_wait_is_full_jitter_between_nothing_and_the_ceiling(policy: RetryPo
 
 
 @given(policy=policies, attempt=st.integers(1, 19))
+@settings(deadline=None)
 def test_the_lowest_throw_waits_not_at_all_and_the_highest_nearly_the_ceiling(policy: RetryPolicy, attempt: int) -> None:
     throws = (0.0, math.nextafter(1, 0))
 
@@ -98,6 +101,7 @@ def test_the_lowest_throw_waits_not_at_all_and_the_highest_nearly_the_ceiling(po
 
 
 @given(policy=policies)
+@settings(deadline=None)
 def test_waits_never_shrink_and_all_of_them_together_are_finite(policy: RetryPolicy) -> None:
     ceilings = [policy.ceiling_s(attempt) for attempt in range(1, policy.max_attempts)]
 
@@ -106,6 +110,7 @@ def test_waits_never_shrink_and_all_of_them_together_are_finite(policy: RetryPol
 
 
 @given(after=st.floats(allow_nan=True, allow_infinity=True), roll=dice)
+@settings(deadline=None)
 def test_a_transient_errors_own_wait_is_kept_within_reason(after: float, roll: float) -> None:
     decision = RetryPolicy().decide(TransientError("busy", retry_after_s=after), attempt=1, dice=roll)
 

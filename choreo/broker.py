@@ -31,7 +31,9 @@ class Rebalanced(Protocol):
     """Told of a group's decisions, in the thread that polls, from within `poll` or `close`."""
 
     def assigned(self, committed: Mapping[TopicPartition, int | None]) -> Mapping[TopicPartition, Start]:
-        """New partitions with their committed offsets; answers where to start each. Reading begins when it returns."""
+        """New partitions with their committed offsets; answers where to start each. Reading begins when it returns.
+
+        A partition that comes back is not paused any more; `pause` within this call counts."""
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         """They are being taken; answers the offsets to commit before they go. May block within its budget."""

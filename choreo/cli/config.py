@@ -18,7 +18,5 @@ def config(
     if as_json:
         screen.print_json({"service": found.name, "settings": settings})
         return
-    shown = screen.table("setting", "value", "from")
-    for setting in settings:
-        shown.add_row(setting.name, screen.safe(setting.value, 400), setting.origin)
-    screen.out().print(shown)
+    rows = [(setting.name, screen.safe(setting.value, 400), setting.origin) for setting in settings]
+    screen.out().print(screen.table(("setting", "value", "from"), rows, whole=("setting", "from")))

@@ -13,10 +13,9 @@ from choreo.cli import letter_screen, options, screen
 from choreo.cli.loading import Target, find_target
 from choreo.errors import ConfigurationError
 from choreo.letter import LetterState, Place
-from choreo.record import TopicPartition
-from choreo.replay.contents import MAX_SCANNED, Stray, dlq_size, fetch_letters, fetch_places, read_dlq, strays
+from choreo.replay.contents import MAX_SCANNED, Stray, dlq_size, fetch_places, read_dlq, strays
 from choreo.replay.ledger import Ledger, read_ledger
-from choreo.replay.report import Group, Report, report, shown_handler, what_failed
+from choreo.replay.report import Group, Report, report, short_names, shown_handler, what_failed
 
 app = typer.Typer(no_args_is_help=True, help="Dead letters: what died, why, and how often.")
 
@@ -82,7 +81,7 @@ def show_command(
     ledger = read_ledger(found.broker, found.name, found.names)
     wanted = _chosen(ledger, letter, handler)
     place = wanted.dlq if isinstance(wanted, LetterState) else wanted
-    record = None if _is_gone(ledger, place) else fetch_places(found.broker, [place]).get(place)
+    record = fetch_places(found.broker, ledger, [place]).get(place)
     state = wanted if isinstance(wanted, LetterState) else next((each for each in ledger.letters if each.dlq == place), None)
     if state is None and record is None:
         raise ConfigurationError(f"{found.name}: there is no record {place}")
@@ -108,7 +107,7 @@ def report_command(
     letters = [letter for letter in ledger.open() if handler in (None, letter.handler)]
     made = report(letters, now)
     examples = [group.example for group in made.groups]
-    records = fetch_letters(found.broker, [letter for letter in examples if not ledger.is_gone(letter)])
+    records = fetch_places(found.broker, ledger, [letter.dlq for letter in examples])
     stacks = [letter_screen.stack_of(records.get(letter.dlq)) for letter in examples]
     if as_json:
         groups = [_group_json(found, group, stack) for group, stack in zip(made.groups, stacks, strict=True)]
@@ -140,11 +139,6 @@ def _chosen(ledger: Ledger, words: str, handler: str | None) -> LetterState | Pl
     raise ConfigurationError(f"{ledger.service}: no letter {words!r}; choreo dlq ls {ledger.service} --state all lists them")
 
 
-def _is_gone(ledger: Ledger, place: Place) -> bool:
-    first, end = ledger.dlq_ends.get(TopicPartition(place.topic, place.partition), (0, 0))
-    return not first <= place.offset < end
-
-
 # ---- screens --------------------------------------------------------------------------------------------------------
 
 
@@ -153,22 +147,36 @@ def _show_list(found: Target, ledger: Ledger, letters: Sequence[LetterState], li
     screen.say(f"{found.name}: {screen.many(len(ledger.open()), 'open letter')}   {now:%H:%M} UTC")
     if not letters:
         return
-    shown = screen.table("event", "handler", "state", "origin", "key", "last", "what")
-    for letter in letters[:limit]:
-        state = "gone" if letter.state == "open" and ledger.is_gone(letter) else letter.state
-        waiting = ledger.waiting_in(letter) if letter.state == "open" else None
-        shown.add_row(
+    states = [_state(ledger, letter) for letter in letters[:limit]]
+    plain = all(state == "open" for state in states)
+    column = () if plain else ("state",)
+    names = short_names(list({letter.fingerprint for letter in ledger.letters}))
+    rows = [
+        (
             screen.safe(letter.event_id, 40),
+            *(() if plain else (state,)),
             screen.safe(shown_handler(letter), 40),
-            f"in run {waiting}" if waiting else state if letter.kind != "parked" else f"{state}, parked",
             str(letter.origin),
             screen.safe(letter.key_text(), 24),
             screen.clock(letter.last_failed_at, now),
-            screen.safe(what_failed(letter), 60),
+            names[letter.fingerprint],
+            screen.safe(what_failed(letter), 100),
         )
-    screen.out().print(shown)
+        for letter, state in zip(letters, states, strict=False)
+    ]
+    headings = ("event", *column, "handler", "origin", "key", "last", "group", "what")
+    screen.out().print(screen.table(headings, rows, whole=headings[:-1], cut=("what",)))
     if len(letters) > limit:
         screen.say(f"{len(letters) - limit:,} more; --limit {len(letters)} shows them")
+
+
+def _state(ledger: Ledger, letter: LetterState) -> str:
+    if letter.state != "open":
+        return letter.state
+    if ledger.is_gone(letter):
+        return "gone"
+    waiting = ledger.waiting_in(letter)
+    return f"in run {waiting}" if waiting else "parked" if letter.kind == "parked" else "open"
 
 
 def _show_strays(found: Target, ledger: Ledger, stray: Sequence[Stray], *, scanned: bool) -> None:
@@ -194,19 +202,21 @@ def _show_report(found: Target, ledger: Ledger, made: Report, stacks: Sequence[s
     screen.say(_age(ledger, made, now))
     window = screen.duration(made.window.total_seconds())
     parked = ("parked",) if made.parked else ()
-    shown = screen.table("group", "failed", *parked, "handler", "what", "first", "last", f"trend, {window}", right=("failed", "parked"))
-    for group, stack in zip(made.groups, stacks, strict=True):
-        counts = (f"{group.failed:,}", *((f"{group.parked:,}",) if made.parked else ()))
-        shown.add_row(
+    rows = [
+        (
             group.name,
-            *counts,
+            f"{group.failed:,}",
+            *((f"{group.parked:,}",) if made.parked else ()),
             ", ".join(screen.safe("(decode)" if handler == "*" else handler, 40) for handler in group.handlers),
             screen.safe(what_failed(group.example, stack), 100),
             screen.clock(group.first, now),
             screen.clock(group.last, now),
             screen.sparkline(group.trend),
         )
-    screen.out().print(shown)
+        for group, stack in zip(made.groups, stacks, strict=True)
+    ]
+    headings = ("group", "failed", *parked, "handler", "what", "first", "last", f"trend, {window}")
+    screen.out().print(screen.table(headings, rows, right=("failed", "parked"), whole=[name for name in headings if name != "what"]))
     for group in made.groups:
         screen.say(f"{group.name}  example  choreo dlq show {found.words} {screen.safe(group.example.event_id, 128)}")
         first = "fix the producer, then" if group.example.kind == "undecodable" else "when fixed"

@@ -116,7 +116,7 @@ def _state_rows(state: LetterState, record: Record | None, place: Place) -> list
         ("origin", str(state.origin)),
         ("dlq", str(place)),
         ("died", screen.safe(what_failed(state, stack_of(record)), 1_200)),
-        ("attempts", f"{state.attempts}, {screen.when(state.first_failed_at)} to {screen.when(state.last_failed_at)}{version}{host}"),
+        ("attempts", f"{state.attempts}; {screen.when(state.first_failed_at)} to {screen.when(state.last_failed_at)}{version}{host}"),
     ]
 
 

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from choreo.cli import dlq, replay, topics
 from choreo.cli.config import config
+from choreo.cli.demo import demo
 from choreo.cli.publish import publish
 from choreo.cli.run import run
 from choreo.cli.screen import complain, say
@@ -87,6 +88,7 @@ def _main(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 
 app.command("run")(run)
+app.command("demo")(demo)
 app.command("config")(config)
 app.command("publish")(publish)
 app.add_typer(dlq.app, name="dlq")

@@ -212,10 +212,15 @@ def _show_plan(found: Target, plan: ReplayPlan, selection: Selection) -> None:
             rows.append(("code", f"died in {', '.join(screen.safe(version, 40) for version in versions)}"))
         if selection.forced:
             rows.append(("force", "runs also where the handler has succeeded: its effects happen once more, under this run's id"))
-    for refusal in plan.refused[:SHOWN]:
-        handler = f" of {refusal.handler}" if refusal.handler else ""
-        rows.append(("leaves out", f"{screen.safe(refusal.event_id, 128)}{handler}: {refusal.why}"))
-    if len(plan.refused) > SHOWN:
-        rows.append(("leaves out", f"{len(plan.refused) - SHOWN:,} more"))
+    rows += [("leaves out", line) for line in _left_out(plan)]
     if rows:
         screen.out().print(screen.facts(*rows))
+
+
+def _left_out(plan: ReplayPlan) -> list[str]:
+    """The refusals, those of one reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for refusal in plan.refused:
+        by_reason.setdefault(refusal.why, []).append(screen.safe(refusal.event_id, 128))
+    lines = [f"{ids[0] if len(ids) == 1 else screen.many(len(ids), 'letter')}: {why}" for why, ids in by_reason.items()]
+    return lines[:SHOWN] + ([f"{len(lines) - SHOWN:,} more reasons; --json has all"] if len(lines) > SHOWN else [])

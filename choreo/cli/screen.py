@@ -13,13 +13,14 @@ from datetime import UTC, datetime
 
 import msgspec
 import orjson
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from choreo.errors import printable
 
-PIPED_COLUMNS = 120
+PIPED_COLUMNS = 160
 _BARS = "▁▂▃▄▅▆▇█"
 _PLAIN_BARS = "_.-:=+*#"
 
@@ -62,11 +63,29 @@ def print_json(value: object) -> None:
     sys.stdout.write(orjson.dumps(msgspec.to_builtins(value, enc_hook=str), option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
-def table(*headings: str, right: Sequence[str] = ()) -> Table:
-    """A table without lines; the columns named in `right` are aligned to the right."""
+def table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    whole: Sequence[str] = (),
+    cut: Sequence[str] = (),
+) -> Table:
+    """A table without lines. Columns named in `right` are aligned to the right, those in `whole` are never broken, those in
+    `cut` stay on one line and lose their end; the others are broken where they must be."""
     made = Table(box=None, show_header=True, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
-    for heading in headings:
-        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    for at, heading in enumerate(headings):
+        widest = max((cell_len(row[at]) for row in rows), default=0)
+        made.add_column(
+            heading,
+            justify="right" if heading in right else "left",
+            overflow="ellipsis" if heading in cut else "fold",
+            no_wrap=heading in cut or heading in whole,
+            # rich takes from every column when there is too little room, also from one that must not wrap.
+            min_width=max(widest, cell_len(heading)) if heading in whole else None,
+        )
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
     return made
 
 
@@ -119,14 +138,15 @@ def when(at: datetime) -> str:
 
 def sparkline(counts: Sequence[int]) -> str:
     """A bar for each count, relative to the largest; zero is the lowest bar. Plain characters where stdout has no others."""
-    bars = _BARS if _can_show(_BARS) else _PLAIN_BARS
+    bars = _BARS if can_show(_BARS) else _PLAIN_BARS
     most = max(counts, default=0)
     if most == 0:
         return bars[0] * len(counts)
     return "".join(bars[0] if count == 0 else bars[max(1, round(count / most * (len(bars) - 1)))] for count in counts)
 
 
-def _can_show(text: str) -> bool:
+def can_show(text: str) -> bool:
+    """Whether stdout has these characters."""
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except UnicodeEncodeError:

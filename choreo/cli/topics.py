@@ -51,8 +51,14 @@ def plan_command(
 ) -> None:
     """Show what 'apply' would do. Exit 0: nothing; 1: something is missing or differs."""
     found = load_target(target, {"bootstrap": bootstrap, "topic_prefix": topic_prefix})
-    steps = _plan(found, Wishes(partitions=partitions, replication=replication))
-    _show(found, steps, as_json=as_json, applied=None)
+    wishes = Wishes(partitions=partitions, replication=replication)
+    steps = _plan(found, wishes)
+    if as_json:
+        _print(found, steps, applied=None)
+    else:
+        _show(steps)
+        if to_do(steps):
+            screen.say(f"go    choreo topics apply {found.code_words}{_wish_words(wishes)} --yes")
     if not all(isinstance(step, Fine) for step in steps):
         raise typer.Exit(1)
 
@@ -72,18 +78,18 @@ def apply_command(
     found = load_target(target, {"bootstrap": bootstrap, "topic_prefix": topic_prefix})
     steps = _plan(found, Wishes(partitions=partitions, replication=replication))
     work = to_do(steps)
-    if not as_json:
-        _show(found, steps, as_json=False, applied=None)
+    if not as_json and (dry_run or not yes or not work):
+        _show(steps)
     if dry_run:
         if as_json:
-            _show(found, steps, as_json=True, applied=[])
-        screen.tell("dry run, nothing written")
+            _print(found, steps, applied=[])
+        screen.tell("plan only, nothing written")
         raise typer.Exit(1 if work else 0)
     if work:
         confirm(f"{screen.many(len(work), 'change')} to the topics of {found.name}", yes=yes, many=True, as_json=as_json)
     applied = _apply(found, steps, tell=not as_json)
     if as_json:
-        _show(found, steps, as_json=True, applied=applied)
+        _print(found, steps, applied=applied)
     if any(isinstance(step, Differs) for step in steps):
         raise typer.Exit(1)
 
@@ -117,7 +123,7 @@ def _apply(found: Target, steps: Sequence[Step], *, tell: bool) -> list[Step]:
     def done(step: Step) -> None:
         applied.append(step)
         if tell:
-            screen.say(f"done  {step.topic.name}: {_action(step)}")
+            screen.say(f"done  {_WORDS[type(step)]:5} {step.topic.name}  {_action(step)}")
 
     cluster = found.broker.cluster()
     try:
@@ -130,23 +136,25 @@ def _apply(found: Target, steps: Sequence[Step], *, tell: bool) -> list[Step]:
 # ---- the screen -----------------------------------------------------------------------------------------------------
 
 
-def _show(found: Target, steps: Sequence[Step], *, as_json: bool, applied: Sequence[Step] | None) -> None:
-    if as_json:
-        document: dict[str, object] = {"service": found.name, "steps": [_as_json(step) for step in steps]}
-        if applied is not None:
-            document["applied"] = [step.topic.name for step in applied]
-        screen.print_json(document)
-        return
-    shown = screen.table("", "topic", "what", "")
-    for step in steps:
-        shown.add_row(_MARKS[type(step)], step.topic.name, _action(step), _remark(step))
-    screen.out().print(shown)
-    work = to_do(steps)
-    if work:
-        screen.say(f"go    choreo topics apply {found.code_words} --yes")
+def _print(found: Target, steps: Sequence[Step], *, applied: Sequence[Step] | None) -> None:
+    document: dict[str, object] = {"service": found.name, "steps": [_as_json(step) for step in steps]}
+    if applied is not None:
+        document["applied"] = [step.topic.name for step in applied]
+    screen.print_json(document)
 
 
-_MARKS: Mapping[type[Step], str] = {Fine: "ok", Create: "+", Configure: "~", Grow: "~", Differs: "!"}
+def _show(steps: Sequence[Step]) -> None:
+    remarked = any(_remark(step) for step in steps)
+    rows = [(_WORDS[type(step)], step.topic.name, _action(step), *((_remark(step),) if remarked else ())) for step in steps]
+    screen.out().print(screen.table(("", "topic", "what", *(("but",) if remarked else ())), rows, whole=("", "topic")))
+
+
+def _wish_words(wishes: Wishes) -> str:
+    partitions = "" if wishes.partitions is None else f" --partitions {wishes.partitions}"
+    return partitions + ("" if wishes.replication is None else f" --replication {wishes.replication}")
+
+
+_WORDS: Mapping[type[Step], str] = {Fine: "ok", Create: "make", Configure: "set", Grow: "grow", Differs: "DIFFERS"}
 
 
 def _action(step: Step) -> str:
@@ -154,9 +162,9 @@ def _action(step: Step) -> str:
         case Fine(_, actual, _):
             return f"{screen.many(actual.partitions, 'partition')}, replication {actual.replication}"
         case Create(topic):
-            return f"make it: {screen.many(topic.partitions, 'partition')}, replication {topic.replication}{_settings(topic.config)}"
+            return f"{screen.many(topic.partitions, 'partition')}, replication {topic.replication}{_settings(topic.config)}"
         case Configure(_, changes, was):
-            return "set " + ", ".join(f"{name}={_value(name, value)} (is {_value(name, was[name])})" for name, value in changes.items())
+            return ", ".join(f"{name}={_value(name, value)} (is {_value(name, was[name])})" for name, value in changes.items())
         case Grow(topic, actual):
             return f"{actual} -> {topic.partitions} partitions"
         case Differs(_, what, _):
@@ -186,7 +194,7 @@ def _settings(config: Mapping[str, str]) -> str:
 def _value(name: str, value: str | None) -> str:
     if value is None:
         return "not set"
-    return f"{int(value) / 86_400_000:g} d" if name in _DAYS and value.isdecimal() else value
+    return f"{int(value) / 86_400_000:g}\u00a0d" if name in _DAYS and value.isdecimal() else value
 
 
 def _as_json(step: Step) -> dict[str, object]:

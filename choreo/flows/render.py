@@ -38,6 +38,14 @@ def render(flow: Flow, *, now: datetime, width: int = WIDTH) -> list[str]:
     return [line for row in rows for line in _lines(row, labels, column, width)]
 
 
+_ASCII = str.maketrans({"✓": "+", "✗": "x", "⏸": "=", "–": "-", "├": "|", "└": "`", "│": "|", "─": "-"})
+
+
+def in_ascii(line: str) -> str:
+    """The drawing for terminals that have no other characters."""
+    return line.translate(_ASCII)
+
+
 def _rows(flow: Flow, now: datetime) -> Iterator[_Row]:
     """From top to bottom; a stack and no recursion, for a flow that turns in circles is deep."""
     waiting: list[tuple[str, str, FlowEvent | tuple[str, Step]]] = [("", "", flow.events[root]) for root in reversed(flow.roots)]

@@ -38,6 +38,7 @@ class KafkaConsumer:
         self._results: list[CommitResult] = []
         self._assigned: set[TopicPartition] = set()
         self._wanted: dict[TopicPartition, int] = {}
+        self._paused_early: set[TopicPartition] = set()
         self._committing = False
         self._closed = False
         self._listener: Rebalanced | None = None
@@ -59,6 +60,7 @@ class KafkaConsumer:
             TopicPartition(place.topic, place.partition): place.offset if place.offset >= 0 else None
             for place in self._look_up(client.committed, places, "committed offsets")
         }
+        self._paused_early = set()
         starts = self._listener.assigned(committed)
         wanted = [_place(partition, start) for partition, start in starts.items()]
         by_time = [Place(p.topic, p.partition, _millis(s)) for p, s in starts.items() if isinstance(s, datetime)]
@@ -66,9 +68,10 @@ class KafkaConsumer:
             found = {(p.topic, p.partition): p.offset for p in self._look_up(client.offsets_for_times, by_time, "offsets by time")}
             wanted = [Place(p.topic, p.partition, found.get((p.topic, p.partition), p.offset)) for p in wanted]
         client.incremental_assign(wanted)
-        # A pause survives revoke and re-assign on the same client (TRAPS 10).
+        # A pause survives revoke and re-assign on the same client (TRAPS 10); one asked for by `assigned` counts.
         client.resume(wanted)
         self._assigned.update(starts)
+        self.pause([partition for partition in starts if partition in self._paused_early])
 
     def _on_revoke(self, client: Consumer, places: list[Place]) -> None:
         assert self._listener is not None
@@ -148,9 +151,11 @@ class KafkaConsumer:
     # ---- pausing and committing ---------------------------------------------------------------------------------
 
     def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        self._paused_early.update(partitions)
         self._client.pause([Place(*p) for p in partitions if p in self._assigned])
 
     def resume(self, partitions: Sequence[TopicPartition]) -> None:
+        self._paused_early.difference_update(partitions)
         self._client.resume([Place(*p) for p in partitions if p in self._assigned])
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:

@@ -145,6 +145,16 @@ class EmbeddedCluster:
             retriable=False,
         )
 
+    def configure(self, topic: str, config: Mapping[str, str]) -> None:
+        raise BrokerError(
+            f"setting {', '.join(config)} of topic {topic}: {EMBEDDED} has no settings of topics; use a real Kafka",
+            code="INVALID_CONFIG",
+            retriable=False,
+        )
+
+    def brokers(self) -> int:
+        return 1
+
     def describe(self) -> str:
         return f"inside this process ({self._running.address}): for demos only, it forgets everything at the end"
 

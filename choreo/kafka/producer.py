@@ -7,15 +7,17 @@ as such, and a new client is built for what comes next (TRAPS 14). Callbacks onl
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
+from weakref import WeakSet
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from choreo.broker import Report
-from choreo.errors import BrokerError
+from choreo.errors import BrokerError, StateError
 from choreo.kafka.errors import broker_error
 from choreo.record import Outgoing
 
@@ -47,14 +49,16 @@ class KafkaProducer:
         self._out: set[_Sent] = set()
         self._errors: deque[KafkaError] = deque()
         self._closed = False
+        self._forked = False
         self._client = self._build()
+        _made.add(self)
 
     def _build(self) -> Producer:
         return Producer({**self._properties, "error_cb": self._errors.append}, logger=self._logger)
 
     def send(self, record: Outgoing, report: Callable[[Report], None]) -> None:
         if self._closed:
-            raise BrokerError("the producer is closed", code="_STATE", retriable=False)
+            self._refuse()
         sent = _Sent(self._out, record, report)
         headers = record.headers if type(record.headers) is list else list(record.headers)
         try:
@@ -65,6 +69,16 @@ class KafkaProducer:
         except KafkaException as error:
             raise broker_error(error, f"writing to {record.topic}") from error
         self._out.add(sent)
+
+    def _refuse(self) -> NoReturn:
+        if self._forked:
+            raise StateError(f"this process ({os.getpid()}) was forked after the producer was made; spawn it instead")
+        raise BrokerError("the producer is closed", code="_STATE", retriable=False)
+
+    def forked(self) -> None:
+        """This process is a child: it has the client without its threads. Nothing would ever leave, not even at the end (TRAPS 24)."""
+        self._closed = self._forked = True
+        self._out.clear()
 
     def poll(self, timeout_s: float) -> int:
         before = len(self._out)
@@ -117,3 +131,14 @@ class KafkaProducer:
         left = self._report_unknown("closed before it was acknowledged")
         self._client.close()
         return left
+
+
+_made: WeakSet[KafkaProducer] = WeakSet()
+
+
+def _tell_children() -> None:
+    for producer in _made:
+        producer.forked()
+
+
+os.register_at_fork(after_in_child=_tell_children)

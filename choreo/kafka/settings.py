@@ -34,6 +34,8 @@ REFUSED: Mapping[str, str] = {
     "on_commit": "choreo reads commit results itself",
 }
 CLASSIC_ONLY = ("session.timeout.ms", "heartbeat.interval.ms", "group.protocol.type")
+MEMBERS_ONLY = frozenset({"group.instance.id", "group.remote.assignor", "heartbeat.interval.ms", "max.poll.interval.ms", "session.timeout.ms"})
+"""A reader outside of the group doesn't get them: librdkafka would check them against its defaults of the classic protocol."""
 CONSUMER_ONLY = frozenset(
     {
         "auto.commit.interval.ms",
@@ -74,6 +76,7 @@ PRODUCER_ONLY = frozenset(
         "retry.backoff.max.ms",
         "retry.backoff.ms",
         "sticky.partitioning.linger.ms",
+        "topic.metadata.propagation.max.ms",
     }
 )
 SECRETS = ("password", "secret", "sasl.jaas", "token", "ssl.key.pem")
@@ -105,6 +108,8 @@ _PRODUCER: dict[str, Any] = {
     "partitioner": "murmur2_random",
     "linger.ms": 0,
     "delivery.timeout.ms": 30_000,
+    # A topic that isn't there is reported as that, before the delivery times out (both are 30 s by default; TRAPS 16).
+    "topic.metadata.propagation.max.ms": 10_000,
     "allow.auto.create.topics": False,
 }
 
@@ -153,11 +158,11 @@ class KafkaSettings:
         own: dict[str, Any] = {"group.id": group, "group.protocol": protocol}
         if protocol == "classic":
             own["partition.assignment.strategy"] = "cooperative-sticky"
-        return {**self.reader(), **own}
+        return {**self.reader(), **{k: v for k, v in self.properties.items() if k in MEMBERS_ONLY}, **own}
 
     def reader(self) -> dict[str, Any]:
         """For a client that reads by position, outside of any group."""
-        theirs = {k: v for k, v in self.properties.items() if k not in PRODUCER_ONLY}
+        theirs = {k: v for k, v in self.properties.items() if k not in PRODUCER_ONLY | MEMBERS_ONLY}
         return {**_COMMON, **_CONSUMER, **theirs, "group.id": "choreo-reader", "bootstrap.servers": self.bootstrap}
 
     def producer(self) -> dict[str, Any]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from choreo.broker import Broker
-from choreo.errors import DecodeError
-from choreo.letter import LetterState, Place, dlq_headers, source_record
-from choreo.record import Record
+from choreo.broker import Broker, LogReader
+from choreo.errors import BrokerError, DecodeError
+from choreo.letter import Place, dlq_headers, source_record
+from choreo.record import Record, TopicPartition
 from choreo.replay.ledger import Ledger, LetterId
 from choreo.runtime.history import read_partitions
-from choreo.runtime.replays import fetch
 
+FETCH_S = 15.0
 MAX_SCANNED = 10_000
 """A dlq with more records than this is only read whole when somebody asks for it."""
 
@@ -64,16 +65,39 @@ def read_dlq(broker: Broker, ledger: Ledger) -> list[Record]:
         reader.close()
 
 
-def fetch_letters(broker: Broker, letters: Iterable[LetterState]) -> dict[Place, Record]:
-    """The dlq records of these letters; those that retention has deleted are not in it."""
-    return fetch_places(broker, [letter.dlq for letter in letters])
+def fetch_places(broker: Broker, ledger: Ledger, places: Iterable[Place]) -> dict[Place, Record]:
+    """The records at these places of the dlq; those that retention has deleted, or that never were, are not in it.
 
-
-def fetch_places(broker: Broker, places: Iterable[Place]) -> dict[Place, Record]:
-    """The records that stand there."""
+    One place of each partition at a time, all partitions together: a seek waits for the fetch that is under way. Raises
+    BrokerError.
+    """
+    wanted = sorted({place for place in places if ledger.holds(place)}, key=lambda place: place.offset)
+    found: dict[Place, Record] = {}
     reader = broker.reader()
     try:
-        found = ((place, fetch(reader, place)) for place in places)
-        return {place: record for place, record in found if record is not None}
+        while wanted:
+            first: dict[TopicPartition, int] = {}
+            for place in wanted:
+                first.setdefault(TopicPartition(place.topic, place.partition), place.offset)
+            _fetch(reader, first, set(wanted), found)
+            # What is neither read nor ahead of what was read is not there: compacted, or deleted while we looked.
+            wanted = [p for p in wanted if p not in found and p.offset > first[TopicPartition(p.topic, p.partition)]]
     finally:
         reader.close()
+    return found
+
+
+def _fetch(reader: LogReader, starts: dict[TopicPartition, int], wanted: set[Place], found: dict[Place, Record]) -> None:
+    """Reads on in each partition until the place it starts at has come, or been passed."""
+    reader.assign(starts)
+    left = dict(starts)
+    until = time.monotonic() + FETCH_S
+    while left:
+        for record in reader.read(0.1):
+            place = Place(record.topic, record.partition, record.offset)
+            if place in wanted:
+                found[place] = record
+        # The position also passes what is not there any more.
+        left = {partition: offset for partition, offset in left.items() if reader.position()[partition] <= offset}
+        if left and time.monotonic() > until:
+            raise BrokerError(f"reading {', '.join(map(str, left))} took longer than {FETCH_S:.0f} s; is a broker down?", code="_TIMED_OUT")

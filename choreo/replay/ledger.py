@@ -14,6 +14,7 @@ from choreo.broker import Broker, LogReader, TopicInfo
 from choreo.errors import BrokerError, ConfigurationError, DecodeError, did_you_mean
 from choreo.letter import (
     LetterState,
+    Place,
     ReplayOutcome,
     Request,
     Run,
@@ -88,8 +89,12 @@ class Ledger:
 
     def is_gone(self, letter: LetterState) -> bool:
         """Whether Kafka's retention has deleted its record."""
-        first, end = self.dlq_ends.get(TopicPartition(letter.dlq.topic, letter.dlq.partition), (0, 0))
-        return not first <= letter.dlq.offset < end
+        return not self.holds(letter.dlq)
+
+    def holds(self, place: Place) -> bool:
+        """Whether the dlq has an offset there now."""
+        first, end = self.dlq_ends.get(TopicPartition(place.topic, place.partition), (0, 0))
+        return first <= place.offset < end
 
 
 def fold(service: str, states: Iterable[Record], log: Iterable[Record]) -> Ledger:
@@ -146,10 +151,10 @@ def read_ledger(broker: Broker, service: str, names: Callable[[str], str]) -> Le
     dlq, states, log = (names(of(service)) for of in (dlq_topic, letters_topic, replay_topic))
     missing = [topic for topic in (states, dlq, log) if topic not in topics]
     if missing:
-        known = [topic.removesuffix(_LETTERS) for topic in topics if topic.endswith(_LETTERS)]
+        prefix = states.removesuffix(f"{service}{_LETTERS}")
+        known = [name.removeprefix(prefix).removesuffix(_LETTERS) for name in topics if name.endswith(_LETTERS) and name.startswith(prefix)]
         raise ConfigurationError(
-            f"{service}: Kafka has no topic {', '.join(missing)} (or this user may not see it); is {service} the service's name?"
-            + did_you_mean(states.removesuffix(_LETTERS), known)
+            f"no service {service!r}: Kafka has no topic {', '.join(missing)}, or this user may not see it{did_you_mean(service, known)}"
         )
     reader = broker.reader()
     try:

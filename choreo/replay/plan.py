@@ -92,7 +92,7 @@ def _refusal(ledger: Ledger, letter: LetterState, selection: Selection, taken: s
         return because(f"its record {letter.dlq} is gone: Kafka's retention deleted it")
     run = ledger.waiting_in(letter)
     if run is not None and not selection.again:
-        return because(f"waits in run {run} already; to ask once more: --again")
+        return because(f"in run {run} already, waiting; to follow it: --follow {run}, to ask once more: --again")
     if LetterId(letter.handler, letter.event_id) in taken:
         return because(f"the same event once more, from {letter.origin}; replay it in a run of its own")
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,9 @@ _R = TypeVar("_R")
 
 RECENT = 20_000
 """Claims of this process that are remembered, so that a look-up made before them stays right."""
+FRESH_S = 1.0
+"""A look-up older than this is made again. Who stood still so long (SIGSTOP, a paused machine) may be a zombie: its
+partitions have moved, and what waits in its lanes was handled elsewhere (tests/chaos/test_w14_zombie.py)."""
 RETRY_S = 1.0
 BATCH = 2_000
 
@@ -57,19 +61,20 @@ class Claims:
         wanted = [(delivery, claim_of(delivery)) for delivery in deliveries]
         if not wanted:
             return
-        made = self._made
+        made, looked_at_s = self._made, time.monotonic()
         claims = [claim for _, claim in wanted]
         found = await self._patiently(lambda: self._store.lookup(claims))
         for delivery, claim in wanted:
-            delivery.note = (claim, claim in found, made)
+            delivery.note = (claim, claim in found, made, looked_at_s)
 
     def is_fresh(self, delivery: Delivery) -> bool:
-        """Whether what was looked up for it still tells the truth about this process's own claims."""
-        return delivery.note is not None and self._made - delivery.note[2] < RECENT
+        """Whether what was looked up for it still tells the truth, about this process's own claims and about others'."""
+        note = delivery.note
+        return note is not None and self._made - note[2] < RECENT and time.monotonic() - note[3] < FRESH_S
 
     def begin(self, delivery: Delivery) -> bool | None:
         """True: it was claimed before, don't run it. False: run it. None: the same claim is running; it will be `released`."""
-        claim, found, _ = delivery.note
+        claim, found = delivery.note[:2]
         if found or claim in self._recent:
             return True
         running = self._running.get(claim)

@@ -115,11 +115,20 @@ def owners(records: Iterable[Record]) -> dict[TopicPartition, int]:
     seen: dict[TopicPartition, int] = {}
     for record in records:
         if record.key is not None and record.key.startswith(b"owner|"):
-            owner = read_state(record)
-            topic, _, number = record.key.decode().removeprefix("owner|").rpartition("|")
-            if isinstance(owner, Owner):
+            owner = _said_by(record)
+            topic, _, number = record.key.decode("utf-8", "replace").removeprefix("owner|").rpartition("|")
+            if isinstance(owner, Owner) and number.isdecimal():
                 seen.setdefault(TopicPartition(topic, int(number)), owner.partitions)
     return seen
+
+
+def _said_by(record: Record) -> LetterState | Owner | None:
+    """What a record of ``.letters`` says; None, and a warning, for what is not ours."""
+    try:
+        return read_state(record)
+    except DecodeError as error:
+        _log.warning("%s; left alone", error)
+        return None
 
 
 def letter_states(records: Iterable[Record]) -> dict[tuple[str, str], LetterState]:
@@ -128,15 +137,11 @@ def letter_states(records: Iterable[Record]) -> dict[tuple[str, str], LetterStat
     for record in records:
         if record.key is None or not record.key.startswith(b"letter|"):
             continue
-        _, handler, event_id = record.key.decode("utf-8", "replace").split("|", 2)
-        try:
-            state = read_state(record)
-        except DecodeError as error:
-            _log.warning("%s; left alone", error)
-            continue
+        handler, separator, event_id = record.key.decode("utf-8", "replace").removeprefix("letter|").partition("|")
+        state = _said_by(record) if separator else None
         if isinstance(state, LetterState):
             states[handler, event_id] = state
-        else:
+        elif record.value is None:
             states.pop((handler, event_id), None)
     return states
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sqlite3
 import time
 from collections import defaultdict
@@ -14,6 +15,7 @@ from pathlib import Path
 from choreo.envelope import CAUSATION_ID, ID, child_id, header_text
 from choreo.letter import LetterState, dlq_headers, dlq_topic, letters_topic, read_state, replay_topic
 from choreo.record import Record, TopicPartition
+from choreo.testing.murmur2 import partition_of
 from tests.chaos.conduct import CHILD_TYPE, DONE, HANDLER, SERVICE, Conduct
 from tests.support.checker import Report, check
 from tests.support.commits import CommitWatch
@@ -22,10 +24,12 @@ from tests.support.facts import Admitted
 from tests.support.history import CleanStop, Commit, History, Letter, Produced, Recovery
 from tests.support.kafka_access import KafkaAccess
 from tests.support.names import Names
+from tests.support.nemesis import SEED_VARIABLE
 from tests.support.process import WorkerProcess
 from tests.support.producer import produce_events, random_events
 
 WORKER = Path(__file__).with_name("worker_main.py")
+PARTITIONS = 4
 SESSION_MS = 1500
 HEARTBEAT_MS = 300
 CATCH_UP_S = 45.0
@@ -39,7 +43,7 @@ class Scene:
     Group sessions are 1.5 s, so that a dead member's partitions move soon. All workers share one ledger and one claims file.
     """
 
-    def __init__(self, kafka: KafkaAccess, names: Names, protocol: str, directory: Path, *, partitions: int = 4) -> None:
+    def __init__(self, kafka: KafkaAccess, names: Names, protocol: str, directory: Path, *, partitions: int = PARTITIONS) -> None:
         self.kafka = kafka
         self.protocol = protocol
         self.directory = directory
@@ -106,6 +110,12 @@ class Scene:
     def produce_keys(self, *keys: str) -> list[Produced]:
         """One event of each of these keys, in this order, acknowledged."""
         return produce_events(self.kafka, self.orders, [(key, 1 + number) for number, key in enumerate(keys)])
+
+    def produce_to(self, partition: int, count: int) -> list[Produced]:
+        """So many events of keys that stand in one partition, acknowledged."""
+        of = len(self.kafka.partitions(self.orders))
+        keys = [key for key in (f"k-{number}" for number in range(100 * of)) if partition_of(key.encode(), of) == partition]
+        return produce_events(self.kafka, self.orders, [(keys[number % len(keys)], 1) for number in range(count)])
 
     def claimed(self) -> frozenset[str]:
         """The ids of the events that are claimed on disk."""
@@ -238,3 +248,11 @@ def _letter(record: Record) -> Letter:
 def full() -> bool:
     """Whether CHOREO_FULL asks for the long version of the tests."""
     return os.environ.get("CHOREO_FULL", "") not in ("", "0")
+
+
+def seed_of_run() -> int:
+    """CHOREO_SEED, else a new one; printed, so that a run can be repeated."""
+    given = os.environ.get(SEED_VARIABLE)
+    seed = int(given) if given else random.SystemRandom().getrandbits(32)
+    print(f"{SEED_VARIABLE}={seed} repeats this run's choices", flush=True)
+    return seed

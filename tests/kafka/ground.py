@@ -3,53 +3,89 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, Message, Producer
 from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
 from choreo import Handler, KafkaSettings, Service, ServiceSettings
-from choreo.letter import LetterState, dlq_headers, dlq_topic, letters_topic, read_state, replay_topic, without_dlq_headers
-from choreo.operations.topics import LETTERS_CONFIG, dlq_config
+from choreo.letter import (
+    LetterState,
+    ReplayEntry,
+    dlq_headers,
+    dlq_topic,
+    letters_topic,
+    read_replay,
+    read_state,
+    replay_topic,
+    without_dlq_headers,
+)
+from choreo.operations.topics import LETTERS_CONFIG, REPLAY_CONFIG, dlq_config
 from choreo.record import Headers, Record, TopicPartition
 from choreo.runtime.worker import Worker
-from tests.support.kafka_access import REQUEST_S, KafkaAccess
+from choreo.store import Store
+from tests.support.kafka_access import REQUEST_S, KafkaAccess, as_record
 from tests.support.names import Names
+from tests.support.process import WorkerProcess
 from tests.support.producer import SETTINGS
 from tests.support.waiting import wait_for
 
 T = TypeVar("T")
+
 SERVICE = "payments"
 CATCH_UP_S = 30.0
 LOOK_AGAIN_S = 0.01
-MAX_REQUEST_BYTES = 20_000_000
+MAX_SENT_BYTES = 20_000_000
+
+
+class Sent(NamedTuple):
+    """A record to be written as it is."""
+
+    value: bytes | None
+    key: bytes | None = b"o-1"
+    headers: Headers = ()
+    partition: int = 0
+
+
+class Letter(NamedTuple):
+    """A record of the dead-letter topic: the bytes as they came, and what the `choreo-dlq-*` headers say."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+    why: Mapping[str, str]
 
 
 class Ground:
-    """Owns the topics of the service `payments`: those of choreo, as ``choreo topics apply`` makes them, and those a test asks for.
+    """Owns the topics of the service `payments`: choreo's own, as ``choreo topics apply`` makes them, and those a test asks for.
 
-    Logical names get the test's own prefix, as does the group. `protocol` is the group's.
+    Logical names get the test's own prefix, and so does the group. `protocol` is the group's, `kafka` the cluster as the test
+    sees it.
     """
 
-    def __init__(self, kafka: KafkaAccess, names: Names, protocol: str = "consumer") -> None:
+    def __init__(self, kafka: KafkaAccess, names: Names, protocol: str = "auto") -> None:
         self.kafka = kafka
         self.protocol = protocol
         self.prefix = f"{names.prefix}."
         self.group = self.prefix + SERVICE
         self.dlq, self.letters, self.replays = (self.prefix + topic(SERVICE) for topic in (dlq_topic, letters_topic, replay_topic))
         self._made: list[str] = []
+        # Not idempotent: that takes half a second to begin with.
+        self._producer = Producer(kafka.config({**SETTINGS, "enable.idempotence": False, "max.in.flight": 1, "message.max.bytes": MAX_SENT_BYTES}))
 
     # ---- topics -------------------------------------------------------------------------------------------------------
 
-    def make(self, **topics: int) -> None:
-        """Makes choreo's own topics and these, each with so many partitions."""
-        wanted = [NewTopic(self.prefix + name, count) for name, count in topics.items()]
-        wanted.append(NewTopic(self.dlq, 1, config=dict(dlq_config(0))))
+    def make(self, *, largest: int = 0, **topics: int) -> None:
+        """Makes choreo's own topics and these, each with so many partitions; `largest` is their max.message.bytes, 0 the broker's."""
+        limit = {"max.message.bytes": str(largest)} if largest else {}
+        wanted = [NewTopic(self.topic(name), count, config=limit) for name, count in topics.items()]
+        wanted.append(NewTopic(self.dlq, 1, config=dict(dlq_config(largest))))
         wanted.append(NewTopic(self.letters, 1, config=dict(LETTERS_CONFIG)))
-        wanted.append(NewTopic(self.replays, 1))
+        wanted.append(NewTopic(self.replays, 1, config=dict(REPLAY_CONFIG)))
         for topic, made in self.kafka.admin.create_topics(wanted, request_timeout=REQUEST_S).items():
             made.result(REQUEST_S * 2)
             self._made.append(topic)
@@ -67,3 +103,99 @@ class Ground:
     def _serves(self, topic: str) -> bool:
         found = self.kafka.admin.list_topics(topic, timeout=REQUEST_S).topics[topic]
         return found.error is None and all(partition.leader >= 0 for partition in found.partitions.values())
+
+    # ---- what goes in -------------------------------------------------------------------------------------------------
+
+    def put(self, topic: str, *records: Sent) -> list[Record]:
+        """Writes these bytes to a logical topic; the records as Kafka has them, in order."""
+        written: list[Record] = []
+
+        def report(error: KafkaError | None, message: Message) -> None:
+            assert error is None, f"{topic}: {error}"
+            written.append(as_record(message))
+
+        for value, key, headers, partition in records:
+            self._producer.produce(self.topic(topic), value, key, partition, headers=list(headers), on_delivery=report)
+            self._producer.poll(0)
+        assert self._producer.flush(REQUEST_S) == 0
+        return written
+
+    # ---- the service --------------------------------------------------------------------------------------------------
+
+    def service(self, *handlers: Handler[Any, Any], store: Store | None = None, properties: Mapping[str, Any] | None = None, **settings: Any) -> Service:
+        """The service `payments` on these topics; its effects are `offsets` unless it has a store."""
+        kafka = KafkaSettings(
+            bootstrap=self.kafka.bootstrap,
+            properties={**self.kafka.security, **(properties or {})},
+            group_protocol=self.protocol,  # type: ignore[arg-type]
+        )
+        effects = {} if store is not None else {"effects": "offsets"}
+        chosen = ServiceSettings(**{"kafka": kafka, "topic_prefix": self.prefix, **effects, **settings})
+        return Service(SERVICE, handlers=handlers, store=store, settings=chosen)
+
+    async def run(self, service: Service, *, deadline_s: float = CATCH_UP_S) -> Worker:
+        """Runs it until its group has committed all there is; the worker, which has stopped cleanly."""
+        async with service.worker() as worker:
+            await self.caught_up(worker, deadline_s=deadline_s)
+        assert worker.clean
+        return worker
+
+    async def caught_up(self, worker: Worker, *, deadline_s: float = CATCH_UP_S) -> None:
+        """Returns when the group has committed all there is. Raises what the worker failed of."""
+        topics = worker.reader.topics
+        ends_at = time.monotonic() + deadline_s
+        while (lag := await asyncio.to_thread(self.kafka.lag, self.group, topics)) != 0:
+            if worker.failure.done():
+                worker.failure.result()
+            assert time.monotonic() < ends_at, f"{self.group} did not catch up within {deadline_s:g} s: lag {lag}, {worker.counters.as_dict()}"
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    def process(self, target: str, log: Path, *arguments: str, **environment: str) -> WorkerProcess:
+        """``choreo run`` of a service of these tests, ``tests.kafka.shop:payments``, that is not started yet."""
+        settings = {
+            "CHOREO_BOOTSTRAP": self.kafka.bootstrap,
+            "CHOREO_GROUP_PROTOCOL": self.protocol,
+            "CHOREO_TOPIC_PREFIX": self.prefix,
+            "CHOREO_KAFKA_PROPERTIES": json.dumps(self.kafka.security),
+            "CHOREO_EFFECTS": "offsets",
+            **environment,
+        }
+        return WorkerProcess(["-m", "choreo", "run", target, *arguments], log=log, environment=settings)
+
+    # ---- what comes out -----------------------------------------------------------------------------------------------
+
+    def records(self, topic: str) -> list[Record]:
+        """Everything in a logical topic."""
+        return self.kafka.read_all(self.topic(topic))
+
+    def committed(self, topic: str, partition: int = 0) -> int | None:
+        """The group's committed offset."""
+        return self.kafka.committed(self.group, [self.topic(topic)])[TopicPartition(self.topic(topic), partition)]
+
+    def dead(self) -> list[Letter]:
+        """The records of the dead-letter topic, oldest first."""
+        return [
+            Letter(record.key, record.value, without_dlq_headers(record.headers), dlq_headers(record))
+            for record in self.kafka.read_all(self.dlq)
+        ]
+
+    def states(self) -> list[LetterState]:
+        """What ``.letters`` says of letters, oldest first."""
+        states = [read_state(record) for record in self.kafka.read_all(self.letters)]
+        return [state for state in states if isinstance(state, LetterState)]
+
+    def replay_log(self) -> list[ReplayEntry]:
+        """The entries of ``.replay``, oldest first."""
+        return [read_replay(record) for record in self.kafka.read_all(self.replays)]
+
+
+async def becomes(condition: Callable[[], T], what: str, *, worker: Worker | None = None, deadline_s: float = 15.0) -> T:
+    """The first true answer of `condition`, asked on the event loop, where the worker goes on. Raises what the worker failed of."""
+    ends_at = time.monotonic() + deadline_s
+    while not (answer := condition()):
+        if worker is not None and worker.failure.done():
+            worker.failure.result()
+        if time.monotonic() >= ends_at:
+            raise TimeoutError(f"not within {deadline_s:g} s: {what}; the last answer was {answer!r}")
+        await asyncio.sleep(LOOK_AGAIN_S)
+    return answer

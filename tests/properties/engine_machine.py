@@ -48,26 +48,28 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(partition=partitions, count=st.integers(1, 4))
     def receive(self, partition: TopicPartition, count: int) -> None:
-        if partition in self.rig.holdings:
-            self.rig.receive(partition, count)
+        if partition not in self.rig.holdings:
+            self.rig.assign(partition)
+        self.rig.receive(partition, count)
 
-    @rule(partition=partitions, route=st.integers(0, 3), offset=st.integers(0, 30), key=keys)
-    def replay(self, partition: TopicPartition, route: int, offset: int, key: bytes | None) -> None:
-        if partition in self.rig.holdings:
-            self.rig.replay(partition, route, offset, key)
+    @precondition(lambda self: self.rig.holdings)
+    @rule(number=chosen, route=st.integers(0, 3), offset=st.integers(0, 30), key=keys)
+    def replay(self, number: int, route: int, offset: int, key: bytes | None) -> None:
+        self.rig.replay(self._held(number), route, offset, key)
 
     # ---- what runs --------------------------------------------------------------------------------------------------
 
-    @rule(on_thread=st.booleans(), count=st.integers(1, 4))
-    def take(self, on_thread: bool, count: int) -> None:
-        while count and self.rig.take(on_thread=on_thread):
+    @rule(count=st.integers(1, 8))
+    def take(self, count: int) -> None:
+        while count and (self.rig.take(on_thread=False) or self.rig.take(on_thread=True)):
             count -= 1
 
     @precondition(lambda self: self.rig.outstanding())
-    @rule(number=chosen)
-    def settle(self, number: int) -> None:
-        running = self.rig.outstanding()
-        self.rig.settle(running[number % len(running)])
+    @rule(number=chosen, count=st.integers(1, 4))
+    def settle(self, number: int, count: int) -> None:
+        while count and (running := self.rig.outstanding()):
+            self.rig.settle(running[number % len(running)])
+            count -= 1
 
     @precondition(lambda self: self._running())
     @rule(number=chosen, error=errors, dice=dices)
@@ -91,33 +93,32 @@ class EngineMachine(RuleBasedStateMachine):
 
     # ---- what the group decides -------------------------------------------------------------------------------------
 
-    @rule(partition=partitions)
-    def assign(self, partition: TopicPartition) -> None:
-        if partition not in self.rig.holdings:
-            self.rig.assign(partition)
+    @precondition(lambda self: self.rig.holdings)
+    @rule(number=chosen)
+    def stop(self, number: int) -> None:
+        self.rig.stop(self._held(number))
 
-    @rule(partition=partitions)
-    def stop(self, partition: TopicPartition) -> None:
-        if partition in self.rig.holdings:
-            self.rig.stop(partition)
+    @precondition(lambda self: any(holding.stopping for holding in self.rig.holdings.values()))
+    @rule()
+    def halt(self) -> None:
+        for partition, holding in self.rig.holdings.items():
+            if holding.stopping:
+                self.rig.halt(partition)
 
-    @rule(partition=partitions)
-    def halt(self, partition: TopicPartition) -> None:
-        if partition in self.rig.holdings and self.rig.holdings[partition].stopping:
-            self.rig.halt(partition)
+    @precondition(lambda self: self.rig.holdings)
+    @rule(number=chosen, lost=st.booleans())
+    def forget(self, number: int, lost: bool) -> None:
+        self.rig.forget(self._held(number), lost=lost)
 
-    @rule(partition=partitions, lost=st.booleans())
-    def forget(self, partition: TopicPartition, lost: bool) -> None:
-        if partition in self.rig.holdings:
-            self.rig.forget(partition, lost=lost)
-
-    @rule(partition=partitions)
-    def drain_and_forget(self, partition: TopicPartition) -> None:
+    @precondition(lambda self: self.rig.holdings)
+    @rule(number=chosen)
+    def drain_and_forget(self, number: int) -> None:
         """A revoke in which all that may still run has the time for it."""
-        if partition in self.rig.holdings:
-            self.rig.drain(partition)
-            self.rig.forget(partition, lost=False)
+        partition = self._held(number)
+        self.rig.drain(partition)
+        self.rig.forget(partition, lost=False)
 
+    @precondition(lambda self: len(self.rig.outstanding()) > 2)
     @rule()
     def crash(self) -> None:
         self.rig.crash()
@@ -140,3 +141,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def _running(self) -> list[Item]:
         return [item for item in self.rig.outstanding() if item.stage is Stage.RUNNING]
+
+    def _held(self, number: int) -> TopicPartition:
+        held = sorted(self.rig.holdings)
+        return held[number % len(held)]

@@ -18,7 +18,7 @@ from choreo.errors import TransientError
 from choreo.record import Record, TopicPartition
 
 _R = TypeVar("_R")
-PARTITIONS = tuple(TopicPartition("orders", number) for number in range(3))
+PARTITIONS = tuple(TopicPartition("orders", number) for number in range(2))
 KEYS = (b"a", b"b", None)
 BOUND = 6
 MAX_STEPS = 5_000

@@ -72,18 +72,18 @@ class _DropsNext(Lanes):
         return None
 
 
-class _LastInFirstOut(Lanes):
+class _ChangesPlaces(Lanes):
     __slots__ = ()
 
-    def enter(self, item: Queued) -> bool:
-        tail = None if item.lane is None else self._tails.get(item.lane)
-        if tail is None or item.lane is None:
-            return super().enter(item)
-        # Behind the second to last: the newest two change places.
-        item.next, tail.next = tail.next, item
-        if item.next is None:
-            self._tails[item.lane] = item
-        return False
+    def leave(self, head: Queued) -> Queued | None:
+        following = super().leave(head)
+        if following is None or following.next is None or following.lane is None:
+            return following
+        second = following.next
+        following.next, second.next = second.next, following
+        if following.next is None:
+            self._tails[following.lane] = following
+        return second
 
 
 class _KeepsTheTail(Lanes):
@@ -312,7 +312,7 @@ BUGS = {
     "tells an offset once": Bug(_with(offsets=_TellsOnce), ("commit",)),
     "no lanes": Bug(_with(lanes=_NoLane), ("order",)),
     "drops the next of a lane": Bug(_with(lanes=_DropsNext), ("progress",)),
-    "the newest two of a lane change places": Bug(_with(lanes=_LastInFirstOut), ("order",)),
+    "the next two of a lane change places": Bug(_with(lanes=_ChangesPlaces), ("order",)),
     "a lane never ends": Bug(_with(lanes=_KeepsTheTail), ("progress", "lanes")),
     "ignores the cut": Bug(_of(_AnyStart), ("cut",)),
     "starts nothing in a stop": Bug(_of(_NoStart), ("progress",)),

@@ -51,7 +51,7 @@ def value(number: int, order_id: str | None = None) -> bytes:
     ).encode()
 
 
-def headers(number: int, *, sampled: bool | None = None) -> list[tuple[str, bytes]]:
+def headers(number: int, *, sampled: bool | None = None) -> list[tuple[str, str | bytes | None]]:
     """Id, flow and content type; a traceparent in place of the content type where tracing is measured."""
     event_id = b"0198c2d4-7b1e-7c3a-8000-%012d" % number
     third = ("content-type", b"application/json")

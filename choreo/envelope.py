@@ -93,11 +93,17 @@ def child_id(parent: str, service: str, handler: str, run: str, event_type: str,
     `run` is the run id of a forced replay, else ``""``; `nth` counts the events of that type and key in one call
     (``"0"``, ``"1"``, ...) or is the emit's `id_key`.
     """
-    # Each part with its length, as `_uuid5` does; written out, for this is done for every emitted event.
-    return _uuid5_of(
-        f"{len(parent)}:{parent}{len(service)}:{service}{len(handler)}:{handler}{len(run)}:{run}"
-        f"{len(event_type)}:{event_type}{len(key)}:{key}{len(nth)}:{nth}"
-    )
+    return child_id_of(parent, emitter_part(service, handler, run), event_type, key, nth)
+
+
+def emitter_part(service: str, handler: str, run: str) -> str:
+    """What the child ids of one emitter have in common, for `child_id_of`."""
+    return f"{len(service)}:{service}{len(handler)}:{handler}{len(run)}:{run}"
+
+
+def child_id_of(parent: str, emitter: str, event_type: str, key: str, nth: str) -> str:
+    """`child_id` with its middle made before: this is done for every emitted event."""
+    return _uuid5_of(f"{len(parent)}:{parent}{emitter}{len(event_type)}:{event_type}{len(key)}:{key}{len(nth)}:{nth}")
 
 
 def plain_id(record: Record) -> str:
@@ -118,8 +124,11 @@ def _uuid5(*parts: str) -> str:
 
 def _uuid5_of(name: str) -> str:
     digest = hashlib.sha1(_NAMESPACE + name.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
-    variant = "89ab"[int(digest[16], 16) & 3]
-    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
+    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{_VARIANT[digest[16]]}{digest[17:20]}-{digest[20:32]}"
+
+
+# The first hex digit of the fourth group says the variant: its two high bits become 10.
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
 def _dashed(text: str) -> str:
@@ -238,11 +247,15 @@ def child_traceparent(parent: str | None, flow_id: str, event_id: str) -> str:
     Of the parent's flags the two that W3C defines are kept, sampled (1) and random trace id (2); the others must be 0.
     """
     span_id = event_id[19:23] + event_id[24:]  # the half of a UUID that is random, or a hash
+    if parent is None:
+        made = f"00-{flow_id.replace('-', '')}-{span_id}-00"
+    else:
+        made = f"{parent[:36]}{span_id}-{int(parent[53:55], 16) & 3:02x}"
+    if _TRACEPARENT.fullmatch(made):
+        return made
     if not _SPAN_ID.fullmatch(span_id):
         span_id = hashlib.sha256(event_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    if parent is None:
-        return f"00-{root_trace_id(flow_id)}-{span_id}-00"
-    return f"{parent[:36]}{span_id}-{int(parent[53:55], 16) & 3:02x}"
+    return f"00-{root_trace_id(flow_id)}-{span_id}-00" if parent is None else f"{parent[:36]}{span_id}-{made[-2:]}"
 
 
 def parse_baggage(text: str | None) -> dict[str, str]:

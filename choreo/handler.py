@@ -82,6 +82,7 @@ class Context(msgspec.Struct, Generic[T], frozen=True):
     transaction: T
     _record: Record
     _wire: Wire
+    _identity: str = ""
 
     @property
     def event_id(self) -> str:
@@ -132,7 +133,7 @@ class Context(msgspec.Struct, Generic[T], frozen=True):
         `purpose` tells two calls of one handler apart. 32 hex digits.
         """
         run = self.replay.run if self.replay is not None and self.replay.forced else ""
-        parts = (self.event_id, self.service, self.handler, run, purpose)
+        parts = (self.event_id, self.service, self._identity or self.handler, run, purpose)
         text = "".join(f"{len(part)}:{part}" for part in parts)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
@@ -213,6 +214,11 @@ class HandlerSpec:
     timeout_s: float = 60.0
     ordered: bool = True
     max_concurrency: int | None = None
+
+    @property
+    def identity(self) -> str:
+        """Its first name: claims, child ids and idempotency keys are made with it, so that a rename changes none of them."""
+        return self.aliases[0] if self.aliases else self.name
 
     @property
     def takes_any(self) -> bool:

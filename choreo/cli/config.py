@@ -19,4 +19,4 @@ def config(
         screen.print_json({"service": found.name, "settings": settings})
         return
     rows = [(setting.name, screen.safe(setting.value, 400), setting.origin) for setting in settings]
-    screen.out().print(screen.table(("setting", "value", "from"), rows, whole=("setting", "from")))
+    screen.show(screen.table(("setting", "value", "from"), rows, whole=("setting", "from")))

@@ -64,6 +64,9 @@ def _conclude(wrong: list[str], folder: Path, took_s: float) -> None:
     if not wrong:
         shutil.rmtree(folder, ignore_errors=True)
         screen.say(f"all is well, after {screen.duration(took_s)}")
+        screen.show_facts(
+            [("next", "services_example/README.md tells how it works; choreo demo --bootstrap HOST:PORT plays on your Kafka")]
+        )
         return
     for line in wrong[:SHOWN]:
         screen.say(f"FAIL  {screen.safe(line, 400)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,28 +16,24 @@ from choreo.service import choreo_version
 from services_example.orders.book import Status
 from services_example.scenario import Books, Plan
 
-COLUMNS = 100
-_NAMES = 10
 _COUNTED = {"handled": "handled", "retried": "retried", "duplicates": "duplicates dropped", "dead_lettered": "dead letters"}
 _STYLES = {"✓": "green", "✗": "red", "⏸": "yellow"}
 
 
-def columns() -> int:
-    """How wide the demo draws."""
-    return max(60, min(COLUMNS, screen.out().width))
-
-
 def head(kafka: str, story: Plan) -> None:
     """Where it plays, and what is planned."""
-    screen.out().print(Text.assemble(("choreo", "bold"), f" {choreo_version()}  ", ("demo", "bold")))
-    _fact("kafka", kafka)
-    _fact("services", "orders, payments, stock, shipping; no conductor: each reacts to what the others have said")
-    _fact("trouble", "; ".join(planned for planned, _ in _faults(story)))
+    screen.say(f"choreo {choreo_version()}  demo")
+    screen.show_facts(
+        [
+            ("kafka", kafka),
+            ("services", "orders, payments, stock, shipping; no conductor: each reacts to what the others have said"),
+            ("trouble", "; ".join(planned for planned, _, _ in _faults(story))),
+        ]
+    )
 
 
 def chapter(number: int, title: str) -> None:
-    screen.say("")
-    screen.out().print(Text(f"{number}  {title}", "bold"))
+    screen.out().print(Text(f"\n{number}  {title}", "bold"), soft_wrap=True)
 
 
 def prompt(words: str) -> None:
@@ -60,17 +55,20 @@ def progress(orders: int) -> Iterator[Callable[[int, Mapping[str, int]], None]]:
         yield shown
 
 
-def placed(orders: int, waiting: Sequence[str], counters: Mapping[str, int], took_s: float) -> None:
+def placed(story: Plan, waiting: Sequence[str], counters: Mapping[str, int], took_s: float) -> None:
     """How the first chapter ended."""
-    _fact("ended", f"{orders - len(waiting)} of {orders} orders, after {screen.duration(took_s)}")
-    _fact("counted", _counts(counters))
+    orders = len(story.orders)
+    rows = [("ended", f"{orders - len(waiting)} of {orders} orders, after {screen.duration(took_s)}"), ("counted", _counts(counters))]
     if waiting:
-        _fact("waiting", ", ".join(waiting[:8]) + (", ..." if len(waiting) > 8 else "") + ": their charges are dead letters")
+        shown = ", ".join(waiting[:8]) + (", ..." if len(waiting) > 8 else "")
+        why = ": their charges are dead letters" if {*waiting} <= {*story.faults.gateway_bug} else ""
+        rows.append(("waiting", shown + why))
+    screen.show_facts(rows)
 
 
 def tree(lines: Sequence[str], flow_id: str, read: int, topics: int) -> None:
     """A flow, drawn."""
-    _fact("flow", f"{flow_id}, found on Kafka in {topics} topics ({read:,} records)")
+    screen.show_facts([("flow", f"{flow_id}, found on Kafka: {read:,} records of {topics} topics")])
     for line in lines:
         text = Text(line if screen.can_show(line) else in_ascii(line))
         for mark, style in _STYLES.items():
@@ -81,44 +79,50 @@ def tree(lines: Sequence[str], flow_id: str, read: int, topics: int) -> None:
 def summary(story: Plan, books: Books, letters: Sequence[Letter], counters: Mapping[str, int], wrong: Sequence[str]) -> None:
     """What was planned and what came of it; then what was checked, when nothing is wrong."""
     ends = {order.order_id: order.status for order in books.orders}
-    shown = screen.table("trouble", "came to this")
-    for planned, orders in _faults(story):
-        shown.add_row(planned, _ends([ends.get(order_id) for order_id in orders]) if orders else _unreadable(letters))
-    screen.out().print(shown)
+    rows = []
+    for planned, orders, how in _faults(story):
+        came = _ends([ends.get(order_id) for order_id in orders]) if orders else _unreadable(letters)
+        rows.append((planned, came if wrong else came + how))
+    screen.show_facts(rows)
     if wrong:
         return
     charged = sum(entry.cents > 0 for entry in books.entries)
     returned = sum(entry.cents < 0 for entry in books.entries)
-    _ok(f"every order has ended: {_ends(list(ends.values()))}")
-    _ok(
-        f"no effect happened twice: {charged} cards charged once, {returned} of them paid back; {len(books.parcels)} parcels; "
-        f"{counters['retried']} retries and {counters['duplicates']} duplicates did no harm"
+    effects = f"{charged} cards charged once, {returned} of them paid back, {len(books.parcels)} parcels"
+    screen.show_facts(
+        [
+            ("ok", f"every order has ended: {_ends(list(ends.values()))}"),
+            (
+                "ok",
+                f"no effect happened twice: {effects}; {counters['retried']} retries and {counters['duplicates']} duplicates did no harm",
+            ),
+            ("ok", f"no letter is open but the {len(letters)} of bytes that are no event"),
+        ]
     )
-    _ok(f"no letter is open but the planned {len(letters)}")
 
 
 def left_behind(bootstrap: str, prefix: str) -> None:
     """What stays on a real Kafka, and how to look at it."""
-    _fact("left", f"topics {prefix}* stay; delete them with kafka-topics --delete --topic '{prefix}.*'".replace("..*", ".*"))
-    screen.say(f"look      CHOREO_BOOTSTRAP={bootstrap} CHOREO_TOPIC_PREFIX={prefix} choreo dlq report payments")
+    screen.show_facts([("left", f"topics and groups of this run stay; their names begin with {prefix}")])
+    screen.say(f"look       choreo dlq report payments --bootstrap {bootstrap} --topic-prefix {prefix}")
 
 
-def _faults(story: Plan) -> list[tuple[str, Sequence[str]]]:
-    """What is planned, and the orders it is planned for; none for records that are no order."""
+def _faults(story: Plan) -> list[tuple[str, Sequence[str], str]]:
+    """What is planned, the orders it is planned for (none for records that are no order), and how it ends when all is well."""
     faults = story.faults
     planned = [
-        (f"{_some(faults.answer_lost, 'answer')} of the card gateway get lost", faults.answer_lost),
-        (f"{_some(faults.gateway_bug, 'card')} meet a bug of the gateway", faults.gateway_bug),
-        (f"{_some(faults.over_limit, 'order')} are over every card's limit", faults.over_limit),
-        (f"{_some(faults.scarce, 'order')} want one of 3 lamps", faults.scarce),
-        (f"{_some(faults.published_twice, 'order')} published twice", faults.published_twice),
+        (
+            f"{screen.many(len(faults.answer_lost), 'answer')} of the card gateway get lost",
+            faults.answer_lost,
+            "; asked again, charged once",
+        ),
+        (f"{screen.many(len(faults.gateway_bug), 'card')} meet a bug of the gateway", faults.gateway_bug, " after the replay"),
+        (f"{screen.many(len(faults.over_limit), 'order')} over every card's limit", faults.over_limit, "; what was reserved is back"),
+        (f"{screen.many(len(faults.scarce), 'order')} for one of 3 lamps", faults.scarce, "; what was paid is paid back"),
+        (f"{screen.many(len(faults.published_twice), 'order')} published twice", faults.published_twice, ", once"),
     ]
-    unreadable = [(f"{_some(faults.undecodable, 'record')} of bytes that are no event", ())] if faults.undecodable else []
-    return [*((words, orders) for words, orders in planned if orders), *unreadable]
-
-
-def _some(things: Sequence[object], noun: str) -> str:
-    return screen.many(len(things), noun)
+    unreadable = [(f"{screen.many(len(faults.undecodable), 'record')} of bytes that are no event", (), "")] if faults.undecodable else []
+    return [*(fault for fault in planned if fault[1]), *unreadable]
 
 
 def _ends(ends: Sequence[Status | None]) -> str:
@@ -128,16 +132,7 @@ def _ends(ends: Sequence[Status | None]) -> str:
 
 def _unreadable(letters: Sequence[Letter]) -> str:
     services = ", ".join(sorted({letter.service for letter in letters}))
-    return f"letters in {services}: no replay mends bytes, their producer must; they stay open" if letters else "no letter"
-
-
-def _ok(text: str) -> None:
-    _fact("ok", text, style="green")
-
-
-def _fact(name: str, text: str, *, style: str = "dim") -> None:
-    for number, line in enumerate(textwrap.wrap(text, columns() - _NAMES) or [""]):
-        screen.out().print(Text.assemble((f"{name if number == 0 else '':<{_NAMES}}", style), line), soft_wrap=True)
+    return f"letters in {services}, which stay open: no replay mends bytes, only their producer can" if letters else "no letter"
 
 
 def _counts(counters: Mapping[str, int]) -> str:

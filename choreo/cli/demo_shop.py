@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,6 +27,8 @@ from services_example.payments.service import payments
 from services_example.scenario import Books, read_books
 from services_example.shipping.service import shipping
 from services_example.stock.service import stock
+
+VISIBLE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,24 +141,29 @@ async def opened(folder: Path) -> AsyncIterator[Shop]:
     settings = services[0].resolve().settings
     names = rename(settings.topic_prefix, settings.topic_names)
     async with AsyncExitStack() as stack:
-        for service in services:
-            await asyncio.to_thread(_make_topics, service, settings, names)
+        await asyncio.to_thread(_make_topics, services, settings, names)
         running = [Running(service, await stack.enter_async_context(service.worker())) for service in services]
         shop = Shop(folder, services[0].broker(settings), names, running)
         stack.callback(shop.close)
         yield shop
 
 
-def _make_topics(service: Service, settings: ServiceSettings, names: Callable[[str], str]) -> None:
-    """As ``choreo topics apply`` does; an embedded Kafka has them already."""
-    dlq, letters, replay = service.own_topics()
-    needs = Needs(
-        consumed=service.consumed_topics(), emitted=service.emitted_topics(), dlq=dlq, letters=letters, replay=replay, names=names
-    )
-    cluster = service.broker(settings).cluster()
+def _make_topics(services: Sequence[Service], settings: ServiceSettings, names: Callable[[str], str]) -> None:
+    """As ``choreo topics apply`` does for each service; an embedded Kafka makes them with its first client. Blocks."""
+    cluster = services[0].broker(settings).cluster()
     try:
-        actual = cluster.topics()
-        missing = [topic for topic in declare(needs, Wishes(), actual, cluster.brokers()) if topic.name not in actual]
+        actual, brokers = cluster.topics(), cluster.brokers()
+        declared = {topic.name: topic for service in services for topic in declare(_needs(service, names), Wishes(), actual, brokers)}
+        missing = [topic for name, topic in declared.items() if name not in actual]
         apply_topics(cluster, plan_topics(missing, actual, {}), lambda _: None)
+        # A topic is made by the controller; the brokers hear of it a moment later.
+        deadline = time.monotonic() + VISIBLE_S
+        while missing and not declared.keys() <= cluster.topics().keys() and time.monotonic() < deadline:
+            time.sleep(0.1)
     finally:
         cluster.close()
+
+
+def _needs(service: Service, names: Callable[[str], str]) -> Needs:
+    dlq, letters, replay = service.own_topics()
+    return Needs(consumed=service.consumed_topics(), emitted=service.emitted_topics(), dlq=dlq, letters=letters, replay=replay, names=names)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import typer
 
-from choreo.cli import demo_screen, dlq, replay
+from choreo.cli import demo_screen, dlq, replay, screen
 from choreo.cli.demo_shop import Shop, opened
 from choreo.flows.render import render
 from choreo.flows.search import Bounds, find_flow
@@ -22,7 +22,7 @@ from choreo.replay.ledger import read_ledger
 from choreo.replay.report import report
 from services_example.scenario import Faults, Plan, mend_gateway, place, plan, read_books, unfinished, verdict
 
-REST_S = 60.0
+REST_S = 120.0
 LOOK_S = 0.1
 REPLAY_S = 15.0
 PAYMENTS = "payments"
@@ -38,6 +38,7 @@ class Story:
         self._prefix = prefix
         self._plan = first_orders(plan(), orders)
         self._wrong: list[str] = []
+        self._chapters = 0
 
     async def tell(self) -> list[str]:
         """Tells it; what is wrong with its end. Raises ChoreoError."""
@@ -54,14 +55,18 @@ class Story:
         # The services have come to their end: nothing changes any more.
         books = read_books(self._folder)
         self._wrong += verdict(self._plan.orders, books)
-        demo_screen.chapter(5, "Is all well?")
+        self._chapter("Is all well?")
         demo_screen.summary(self._plan, books, letters, counters, self._wrong)
         if self._prefix:
             demo_screen.left_behind(self._bootstrap, self._prefix)
         return self._wrong
 
+    def _chapter(self, title: str) -> None:
+        self._chapters += 1
+        demo_screen.chapter(self._chapters, title)
+
     async def _place_orders(self, shop: Shop) -> None:
-        demo_screen.chapter(1, f"{len(self._plan.orders)} orders are placed, and trouble begins")
+        self._chapter(f"{len(self._plan.orders)} orders are placed, and trouble begins")
         began_s = time.monotonic()
         placing = asyncio.create_task(self._publish(shop))
         try:
@@ -70,7 +75,7 @@ class Story:
             placing.cancel()
         books = await shop.books()
         waiting = unfinished(self._plan.orders, books)
-        demo_screen.placed(len(self._plan.orders), waiting, shop.counters(), time.monotonic() - began_s)
+        demo_screen.placed(self._plan, waiting, shop.counters(), time.monotonic() - began_s)
 
     async def _publish(self, shop: Shop) -> None:
         for fault in self._plan.faults.undecodable:
@@ -78,12 +83,12 @@ class Story:
         await place(shop.orders, self._plan)
 
     async def _look_at_letters(self) -> None:
-        demo_screen.chapter(2, "What is in the way?")
+        self._chapter("What is in the way?")
         await command(f"choreo dlq report {PAYMENTS}", lambda: dlq.report_command(PAYMENTS))
 
     async def _replay(self, shop: Shop) -> None:
         """The letters of the gateway's bug run again, by the very command that the report names."""
-        demo_screen.chapter(3, "The gateway's people mend their bug. The dead charges run again, each once")
+        self._chapter("The gateway's people mend their bug. The dead charges run again, each once")
         mend_gateway(self._folder)
         letters = [letter.state for letter in await asyncio.to_thread(open_letters, shop) if letter.state.handler == CHARGE]
         groups = report(letters, datetime.now(UTC)).groups
@@ -107,9 +112,9 @@ class Story:
         bug = self._plan.faults.gateway_bug
         order_id = next((one for one in bug if one not in cancelled), bug[0])
         event_id = next(event_id for order, event_id in self._plan.publications() if order.order_id == order_id)
-        demo_screen.chapter(4, f"Order {order_id}, from its first event to its last")
+        self._chapter(f"Order {order_id}, from its first event to its last")
         flow, read = await asyncio.to_thread(find, shop, event_id)
-        lines = render(flow, now=datetime.now(UTC), width=demo_screen.columns())
+        lines = render(flow, now=datetime.now(UTC), width=min(120, screen.out().width))
         demo_screen.tree(lines, event_id, read, len(shop.event_topics()))
 
     async def _rest(self, shop: Shop, placing: asyncio.Task[None] | None) -> None:
@@ -175,8 +180,12 @@ def unexpected(letters: Sequence[Letter], shop: Shop, story: Plan) -> list[str]:
         for one in shop.running
         if fault.topic in one.service.consumed_topics()
     )
-    wrong = [f"{service}: the letter of {key} in {handler} is open" for service, handler, key in found if (service, handler, key) not in planned]
-    wrong += [f"{service}: {key} can't be read, and has no letter" for service, handler, key in planned if (service, handler, key) not in found]
+    wrong = [
+        f"{service}: the letter of {key} in {handler} is open" for service, handler, key in found if (service, handler, key) not in planned
+    ]
+    wrong += [
+        f"{service}: {key} can't be read, and has no letter" for service, handler, key in planned if (service, handler, key) not in found
+    ]
     return wrong + ([f"{len(found)} letters are open, expected {len(planned)}"] if not wrong and len(found) != len(planned) else [])
 
 

@@ -15,7 +15,7 @@ from choreo.errors import ConfigurationError
 from choreo.letter import LetterState, Place
 from choreo.replay.contents import MAX_SCANNED, Stray, dlq_size, fetch_places, read_dlq, strays
 from choreo.replay.ledger import Ledger, read_ledger
-from choreo.replay.report import Group, Report, report, short_names, shown_handler, what_failed
+from choreo.replay.report import Group, Report, producer, report, short_names, shown_handler, what_failed
 
 app = typer.Typer(no_args_is_help=True, help="Dead letters: what died, why, and how often.")
 
@@ -165,7 +165,7 @@ def _show_list(found: Target, ledger: Ledger, letters: Sequence[LetterState], li
         for letter, state in zip(letters, states, strict=False)
     ]
     headings = ("event", *column, "handler", "origin", "key", "last", "group", "what")
-    screen.out().print(screen.table(headings, rows, whole=headings[:-1], cut=("what",)))
+    screen.show(screen.table(headings, rows, whole=headings[:-1], cut=("what",)))
     if len(letters) > limit:
         screen.say(f"{len(letters) - limit:,} more; --limit {len(letters)} shows them")
 
@@ -216,10 +216,10 @@ def _show_report(found: Target, ledger: Ledger, made: Report, stacks: Sequence[s
         for group, stack in zip(made.groups, stacks, strict=True)
     ]
     headings = ("group", "failed", *parked, "handler", "what", "first", "last", f"trend, {window}")
-    screen.out().print(screen.table(headings, rows, right=("failed", "parked"), whole=[name for name in headings if name != "what"]))
+    screen.show(screen.table(headings, rows, right=("failed", "parked"), whole=[name for name in headings if name != "what"]))
     for group in made.groups:
         screen.say(f"{group.name}  example  choreo dlq show {found.words} {screen.safe(group.example.event_id, 128)}")
-        first = "fix the producer, then" if group.example.kind == "undecodable" else "when fixed"
+        first = f"fix the producer {screen.safe(producer(group.example))}, then" if group.example.kind == "undecodable" else "when fixed"
         screen.say(f"{' ' * len(group.name)}  {first}  {_replay_words(found, group)}")
 
 

@@ -44,14 +44,14 @@ class LetterView:
 
     def show(self, words: str) -> None:
         """Prints it; `words` mean its service on a command line."""
-        rows = [] if self.state is None else _state_rows(self.state, self.record, self.place)
-        if self.state is None:
-            rows = [("stray", f"{self.place}: no letter's state points here; it is never replayed")]
+        rows: list[tuple[str, str]] = [("stray", f"{self.place}: no letter's state points here; it is never replayed")]
+        if self.state is not None:
+            rows = _state_rows(self.state, self.record, self.place)
         rows += [("tried", f"run {t.run} by {screen.safe(t.by)} at {t.at}: {t.result} {screen.safe(t.error)}".rstrip()) for t in self.tried]
         if self.state is not None and self.state.state == "open":
             handler = f" --handler {self.state.handler}" if self.state.handler != "*" else ""
             rows.append(("do", f"choreo replay {words} --id {screen.safe(self.state.event_id, 128)}{handler}"))
-        screen.out().print(screen.facts(*rows), soft_wrap=False)
+        screen.show_facts(rows)
         if self.record is None:
             screen.say(f"its record {self.place} is gone: Kafka's retention deleted it")
             return
@@ -103,7 +103,7 @@ def stack_of(record: Record | None) -> str:
     return "" if record is None else dlq_headers(record).get("error-stack", "")
 
 
-def _state_rows(state: LetterState, record: Record | None, place: Place) -> list[tuple[str, object]]:
+def _state_rows(state: LetterState, record: Record | None, place: Place) -> list[tuple[str, str]]:
     headers = {} if record is None else dlq_headers(record)
     version = f", version {screen.safe(state.version)}" if state.version else ""
     host = f" on {screen.safe(headers['host'])}" if headers.get("host") else ""

@@ -42,7 +42,7 @@ def publish(
     if as_json:
         screen.print_json({"event_id": published.event_id, "flow_id": published.flow_id, "type": event_type, "topic": topic})
         return
-    screen.out().print(screen.facts(("published", f"{event_type} -> {topic}"), ("event", published.event_id), ("flow", published.flow_id)))
+    screen.show_facts([("published", f"{event_type} -> {topic}"), ("event", published.event_id), ("flow", published.flow_id)])
 
 
 def read_event(found: Target, codec: Codec, event_type: str, payload: str) -> EventLike:

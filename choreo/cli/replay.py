@@ -157,7 +157,7 @@ def _conclude(found: Target, view: RunView, refused: tuple[Refusal, ...], *, lef
                 "refused": counts["refused"] + sum(not refusal.done for refusal in refused),
                 "waiting": len(waiting),
                 "never_requested": view.never_requested(),
-                "outcomes": list(view.outcomes.values()),
+                "outcomes": [view.outcomes[letter] for letter in view.requests if letter in view.outcomes],
                 "left_out": refused,
             }
         )
@@ -192,7 +192,7 @@ def _say_end(found: Target, view: RunView, *, left: bool) -> None:
 
 def _show_plan(found: Target, plan: ReplayPlan, selection: Selection) -> None:
     letters = plan.letters
-    rows: list[tuple[str, object]] = []
+    rows: list[tuple[str, str]] = []
     if letters:
         keys = len({(letter.origin.topic, letter.key) for letter in letters if letter.key is not None})
         parked = sum(letter.kind == "parked" for letter in letters)
@@ -214,7 +214,7 @@ def _show_plan(found: Target, plan: ReplayPlan, selection: Selection) -> None:
             rows.append(("force", "runs also where the handler has succeeded: its effects happen once more, under this run's id"))
     rows += [("leaves out", line) for line in _left_out(plan)]
     if rows:
-        screen.out().print(screen.facts(*rows))
+        screen.show_facts(rows)
 
 
 def _left_out(plan: ReplayPlan) -> list[str]:

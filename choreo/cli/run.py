@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -65,6 +66,7 @@ def run(
         "strict": strict,
         "accept_lost_offsets": accept_lost_offsets,
     }
+    signal.signal(signal.SIGTERM, _nothing_begun)
     line = Lifeline.from_environment(os.environ)
     several = line is not None and line.workers > 1
     log_to_stderr(log_level, f"worker {line.number}" if line is not None and several else "")
@@ -74,6 +76,18 @@ def run(
     if line is not None:
         line.watch(found.settings.drain_s + LEAVING_S)
     raise typer.Exit(asyncio.run(_Running(found, flags, line, shown=show_screen).run()))
+
+
+def _end_at_once(code: int) -> NoReturn:
+    # The end of the event loop would wait for ever for a handler that ignores its cancellation (TRAPS 26).
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _nothing_begun(number: int, frame: object) -> None:
+    # Until the loop has its own handler: while the service's code is imported there is nothing to drain.
+    raise SystemExit(0)
 
 
 class _Running:
@@ -101,7 +115,7 @@ class _Running:
                 self._waiting.cancel()
         if not clean:
             screen.complain("the drain ran out of time: what had not ended was not committed and will run again")
-            return DIED
+            _end_at_once(DIED)
         return 0
 
     def _show(self, started: Started) -> None:

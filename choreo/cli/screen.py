@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 import msgspec
 import orjson
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from choreo.errors import printable
 
 PIPED_COLUMNS = 160
+GAP = 2
+NAME_COLUMNS = 9
+LEAST_COLUMNS = 12
+"""A column that may be broken or cut keeps so much."""
 _BARS = "▁▂▃▄▅▆▇█"
 _PLAIN_BARS = "_.-:=+*#"
 
@@ -67,36 +70,75 @@ def table(
     headings: Sequence[str],
     rows: Sequence[Sequence[str]],
     *,
-    right: Sequence[str] = (),
-    whole: Sequence[str] = (),
-    cut: Sequence[str] = (),
-) -> Table:
-    """A table without lines. Columns named in `right` are aligned to the right, those in `whole` are never broken, those in
-    `cut` stay on one line and lose their end; the others are broken where they must be."""
-    made = Table(box=None, show_header=True, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
-    for at, heading in enumerate(headings):
-        widest = max((cell_len(row[at]) for row in rows), default=0)
-        made.add_column(
-            heading,
-            justify="right" if heading in right else "left",
-            overflow="ellipsis" if heading in cut else "fold",
-            no_wrap=heading in cut or heading in whole,
-            # rich takes from every column when there is too little room, also from one that must not wrap.
-            min_width=max(widest, cell_len(heading)) if heading in whole else None,
-        )
-    for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
-    return made
+    right: Collection[str] = (),
+    whole: Collection[str] = (),
+    cut: Collection[str] = (),
+) -> Text:
+    """A table without lines, for `show`. Where there is too little room, columns in `cut` lose their end and the others
+    go on below, but never those in `whole`: what is in them can be copied. `right` are aligned to the right."""
+    cuts, rights = ([at for at, heading in enumerate(headings) if heading in names] for names in (cut, right))
+    broken = [at for at, heading in enumerate(headings) if heading not in whole and heading not in cut]
+    head, *lines = laid_out([headings, *rows], out().width, right=rights, broken=broken, cut=cuts)
+    return Text.assemble((head, "dim"), *(f"\n{line}" for line in lines))
 
 
-def facts(*rows: tuple[str, object]) -> Table:
-    """Name and value, one pair a line."""
-    made = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    made.add_column(style="dim", no_wrap=True, min_width=9)
-    made.add_column(overflow="fold")
+def show(text: Text) -> None:
+    """Prints lines that are laid out already: a terminal that is too narrow breaks them, we don't."""
+    out().print(text, soft_wrap=True)
+
+
+def show_facts(rows: Sequence[tuple[str, str | Sequence[str]]]) -> None:
+    """Prints name and value, one pair a line; a value of several lines is not broken further."""
+    console = out()
+    indent = max(NAME_COLUMNS, *(cell_len(name) for name, _ in rows)) + GAP if rows else 0
     for name, value in rows:
-        made.add_row(name, value if isinstance(value, Table | Text) else Text(str(value)))
-    return made
+        lines = _wrapped(value, console.width - indent) if isinstance(value, str) else value
+        for at, line in enumerate(lines):
+            shown = set_cell_size(name if at == 0 else "", indent)
+            console.print(Text.assemble((shown, "dim"), line), soft_wrap=True)
+
+
+def laid_out(
+    rows: Sequence[Sequence[str]],
+    width: int,
+    *,
+    right: Collection[int] = (),
+    broken: Collection[int] = (),
+    cut: Collection[int] = (),
+) -> list[str]:
+    """The rows as lines of aligned columns, at most `width` wide if the columns in `broken` and `cut` leave room for that."""
+    if not rows:
+        return []
+    widths = [max(cell_len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    for _ in range(sum(widths) + GAP * (len(widths) - 1) - width):
+        widest = max({*broken, *cut}, key=lambda at: widths[at], default=0)
+        if widths[widest] > LEAST_COLUMNS:
+            widths[widest] -= 1
+    lines: list[str] = []
+    for row in rows:
+        cells = [_cell(text, widths[at], at in broken, at in cut) for at, text in enumerate(row)]
+        for nth in range(max(map(len, cells))):
+            parts = [_padded(cell[nth] if nth < len(cell) else "", widths[at], to_the_right=at in right) for at, cell in enumerate(cells)]
+            lines.append((" " * GAP).join(parts).rstrip())
+    return lines
+
+
+def _cell(text: str, width: int, broken: bool, cut: bool) -> list[str]:
+    if cell_len(text) <= width or not (broken or cut):
+        return [text]
+    if broken:
+        return _wrapped(text, width)
+    shown = Text(text)
+    shown.truncate(width, overflow="ellipsis")
+    return [shown.plain]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return [line.plain.rstrip() for line in Text(text).wrap(out(), max(width, LEAST_COLUMNS))] or [""]
+
+
+def _padded(text: str, width: int, *, to_the_right: bool) -> str:
+    return " " * max(0, width - cell_len(text)) + text if to_the_right else text + " " * max(0, width - cell_len(text))
 
 
 def safe(text: str | None, max_chars: int = 200) -> str:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from rich.table import Table
 from rich.text import Text
 
 from choreo.broker import TopicInfo
@@ -28,38 +27,33 @@ def head(service: str, version: str, workers: int, pids: Sequence[int]) -> str:
 def show_start(target: Target, started: Started) -> None:
     """The lines below the head, but for the last one: `ready` waits for partitions."""
     service, settings = target.service, started.settings
-    rows: list[tuple[str, object]] = [("kafka", f"{started.kafka}; group {started.worker.plan.group}")]
+    rows: list[tuple[str, str | Sequence[str]]] = [("kafka", f"{started.kafka}; group {started.worker.plan.group}")]
     if service.specs:
         rows.append(("reacts to", _reactions(service, started.topics, target)))
     emitted = service.emitted_topics()
     if emitted:
         rows.append(("emits", _emits(service, target)))
-    rows += [("store", line) for line in _store(service, settings.effects)]
+    rows.append(("store", _store(service, settings.effects)))
     if service.specs:
         rows.append(("letters", _letters(target, started)))
-    screen.out().print(_aligned(rows))
+    screen.show_facts(rows)
 
 
-def _aligned(rows: Sequence[tuple[str, object]]) -> Table:
-    return screen.facts(*((name if at == 0 or rows[at - 1][0] != name else "", value) for at, (name, value) in enumerate(rows)))
-
-
-def _reactions(service: Service, topics: Mapping[str, TopicInfo], target: Target) -> Table:
-    made = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in range(5):
-        made.add_column(overflow="fold", no_wrap=column == 0)
+def _reactions(service: Service, topics: Mapping[str, TopicInfo], target: Target) -> list[str]:
+    rows: list[tuple[str, ...]] = []
     for spec in service.specs:
         for topic in spec.topics:
             found = topics.get(target.names(topic))
             types = [cls.__event__.type for cls in (*spec.payloads, *spec.tombstones) if cls.__event__.topic in (topic, "*")]
-            made.add_row(
+            row = (
                 f"{target.names(topic)}[{found.partitions if found is not None else '?'}]",
                 ", ".join(dict.fromkeys("any type" if name == "*" else name for name in types)),
                 spec.name,
                 service.effects() if target.settings.effects is None else target.settings.effects,
                 _patience(spec),
             )
-    return made
+            rows.append(row)
+    return screen.laid_out(rows, screen.out().width - screen.NAME_COLUMNS - screen.GAP, broken=(1, 4))
 
 
 def _patience(spec: HandlerSpec) -> str:
@@ -86,15 +80,13 @@ def _emitted(service: Service) -> list[type[EventLike]]:
     return [*(cls for spec in service.specs for cls in spec.emits or ()), *service.publishes]
 
 
-def _store(service: Service, effects: str | None) -> list[str]:
+def _store(service: Service, effects: str | None) -> str:
     if effects == "offsets":
-        return ["none (effects=offsets): what is under way in a crash runs again"]
+        return "none (effects=offsets): what is under way in a crash runs again"
     if service.store is not None:
-        return [f"{service.store.describe()}: each event once among members that share it"]
-    return [
-        f"{service.default_store().describe()} (default): each event once on this host only; members on other",
-        "hosts don't see it   -> Service(..., store=...)",
-    ]
+        return f"{service.store.describe()}: each event once among members that share it"
+    default = service.default_store().describe()
+    return f"{default} (default): each event once on this host only; members on other hosts don't see it -> Service(..., store=...)"
 
 
 def _letters(target: Target, started: Started) -> str:
@@ -114,7 +106,7 @@ def ready_line(reports: Sequence[Ready], drain_s: float) -> Text:
     if not of:
         share = "no handlers: it publishes only"
     elif workers > 1:
-        idle = f", {workers - of} of them have none" if workers > of else ""
+        idle = f", {workers - of} of them idle" if workers > of else ""
         share = f"{screen.many(workers, 'worker')} for {screen.many(of, 'partition')}{idle}"
     elif not reports[0].partitions:
         share = f"none of {screen.many(of, 'partition')} yet: other members have them"

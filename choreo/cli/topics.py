@@ -146,7 +146,7 @@ def _print(found: Target, steps: Sequence[Step], *, applied: Sequence[Step] | No
 def _show(steps: Sequence[Step]) -> None:
     remarked = any(_remark(step) for step in steps)
     rows = [(_WORDS[type(step)], step.topic.name, _action(step), *((_remark(step),) if remarked else ())) for step in steps]
-    screen.out().print(screen.table(("", "topic", "what", *(("but",) if remarked else ())), rows, whole=("", "topic")))
+    screen.show(screen.table(("", "topic", "what", *(("but",) if remarked else ())), rows, whole=("", "topic")))
 
 
 def _wish_words(wishes: Wishes) -> str:

@@ -40,11 +40,15 @@ IN_FLIGHT_BOUND = 1000
 
 
 class Route(msgspec.Struct, eq=False):
-    """One handler, as far as the engine has to know it. `running` and `held` serve `max_concurrency`."""
+    """One handler, as far as the engine has to know it. `running` and `held` serve `max_concurrency`.
+
+    `identity` is the name it is stored under, its first one; empty where nothing is stored.
+    """
 
     index: int
     name: str
     retry: RetryPolicy
+    identity: str = ""
     ordered: bool = True
     on_thread: bool = False
     max_concurrency: int | None = None

@@ -7,7 +7,8 @@ known of it. tests/unit/test_flow_render.py has the golden text.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from choreo.letter import LetterState, ReplayOutcome
 WIDTH = 100
 _MARKS: dict[Ending, str] = {"done": "✓", "dead": "✗", "parked": "⏸", "discarded": "–"}
 _GAP = 2
+_MAX_INDENT = 60
 
 
 class _Row(NamedTuple):
@@ -25,7 +27,7 @@ class _Row(NamedTuple):
     label: str
     below: str
     at: str | None
-    notes: Sequence[str]
+    notes: Iterable[str]
 
 
 def render(flow: Flow, *, now: datetime, width: int = WIDTH) -> list[str]:
@@ -47,19 +49,24 @@ def in_ascii(line: str) -> str:
 
 
 def _rows(flow: Flow, now: datetime) -> Iterator[_Row]:
-    """From top to bottom; a stack and no recursion, for a flow that turns in circles is deep."""
-    waiting: list[tuple[str, str, FlowEvent | tuple[str, Step]]] = [("", "", flow.events[root]) for root in reversed(flow.roots)]
-    while waiting:
-        first, below, item = waiting.pop()
+    """From top to bottom; a stack and no recursion, and what is too deep starts anew below: flows may turn in circles."""
+    roots = deque(flow.roots)
+    waiting: list[tuple[str, str, FlowEvent | tuple[str, Step]]] = []
+    while waiting or roots:
+        first, below, item = waiting.pop() if waiting else ("", "", flow.events[roots.popleft()])
         if isinstance(item, FlowEvent):
             steps = flow.steps.get(item.event_id, ())
-            yield _Row(first + (item.type or "(unreadable)"), _under(below, steps), str(item.places[0]), _event_notes(item, flow))
+            yield _Row(first + (item.type or "(unreadable)"), _under(below, steps), str(item.places[0]), _event_notes(item, flow, now))
             waiting += reversed([(*_branch(below, step is steps[-1]), (item.event_id, step)) for step in steps])
-        else:
-            step = item[1]
-            label = f"{first}{_MARKS[step.ending]} {shown_handler(step.who)}"
-            yield _Row(label, _under(below, step.emitted), None, _step_notes(step, flow, now))
+            continue
+        step = item[1]
+        label = f"{first}{_MARKS[step.ending]} {shown_handler(step.who)}"
+        yield _Row(label, _under(below, step.emitted), None, _step_notes(step, flow, now))
+        if len(below) < _MAX_INDENT:
             waiting += reversed([(*_branch(below, one == step.emitted[-1]), flow.events[one]) for one in step.emitted])
+        elif step.emitted:
+            yield _Row(f"{below}└─ ... {flow.events[step.emitted[0]].places[0]}", below, None, ["goes on below"])
+            roots.extendleft(reversed(step.emitted))
 
 
 def _branch(below: str, last: bool) -> tuple[str, str]:
@@ -77,8 +84,8 @@ def _lines(row: _Row, labels: int, column: int, width: int) -> Iterator[str]:
         yield f"{head if number == 0 else row.below:<{column}}{text}".rstrip()
 
 
-def _event_notes(event: FlowEvent, flow: Flow) -> Iterator[str]:
-    time = f"{event.at:%H:%M:%S}.{event.at.microsecond // 1000:03}" if event.at is not None else "(no time)"
+def _event_notes(event: FlowEvent, flow: Flow, now: datetime) -> Iterator[str]:
+    time = _clock(event.at, now, millis=True) if event.at is not None else "(no time)"
     root = event.event_id in flow.roots
     yield f"{time}  by {event.source}" if root and event.source else time
     if root and event.cause_id is not None:
@@ -89,37 +96,39 @@ def _event_notes(event: FlowEvent, flow: Flow) -> Iterator[str]:
 
 
 def _step_notes(step: Step, flow: Flow, now: datetime) -> Iterator[str]:
+    """From the earliest to the latest."""
     if not step.letter:
         if not step.emitted:
             yield "emitted nothing"
         return
-    for outcome in reversed(step.outcomes):
-        yield _replayed(outcome, flow)
     last = step.letter[-1]
-    died = next((state for state in reversed(step.letter) if state.state == "open"), None)
-    match step.ending:
-        case "parked":
-            yield "parked behind an earlier event of its key"
-            return
-        case "dead":
-            yield _death(last)
-            yield f"dead letter {last.dlq}, open for {span((now - last.last_failed_at).total_seconds())}"
-        case "done" | "discarded":
-            if died is not None:
-                yield f"before: {_death(died)}"
-            yield f"dead letter {last.dlq}, {last.state}"
+    died = next((state for state in step.letter if state.state == "open"), None)
+    if step.ending == "parked":
+        yield "parked behind an earlier event of its key"
+    elif died is not None:
+        yield f"died {_clock(died.last_failed_at, now)} after {_death(died)}"
+    waits = f"open for {span((now - last.last_failed_at).total_seconds())}" if last.state == "open" else last.state
+    yield f"dead letter {last.dlq}, {waits}"
+    for outcome in step.outcomes:
+        yield _replayed(outcome, flow, now)
 
 
-def _replayed(outcome: ReplayOutcome, flow: Flow) -> str:
+def _replayed(outcome: ReplayOutcome, flow: Flow, now: datetime) -> str:
     run = flow.runs.get(outcome.run)
     by = f" by {run.by} ({run.reason})" if run is not None and run.reason else f" by {run.by}" if run is not None else ""
-    return f"{outcome.at:%H:%M:%S} replay {outcome.run}{by}: {outcome.result.replace('-', ' ')}"
+    return f"replayed {_clock(outcome.at, now)}, run {outcome.run}{by}: {outcome.result.replace('-', ' ')}"
 
 
 def _death(state: LetterState) -> str:
     took_s = (state.last_failed_at - state.first_failed_at).total_seconds()
     attempts = f"{state.attempts} attempt{'' if state.attempts == 1 else 's'}" + (f" in {span(took_s)}" if state.attempts > 1 else "")
     return f"{attempts}, {state.error_type}: {state.message.removeprefix(f'{state.origin}: ')}"
+
+
+def _clock(at: datetime, now: datetime, *, millis: bool = False) -> str:
+    """The time of day, UTC, after the date unless that is today."""
+    text = f"{at:%H:%M:%S}" + (f".{at.microsecond // 1000:03}" if millis else "")
+    return text if at.date() == now.date() else f"{at:%m-%d} {text}"
 
 
 def span(seconds: float) -> str:

@@ -137,22 +137,35 @@ class KafkaLogReader:
     """See `choreo.broker.LogReader`. Owner: the thread that reads."""
 
     def __init__(self, properties: Mapping[str, Any], logger: logging.Logger) -> None:
-        self._client = Consumer({**properties, "auto.offset.reset": "earliest"}, logger=logger)
+        self._properties = {**properties, "auto.offset.reset": "earliest"}
+        self._logger = logger
+        self._client = Consumer(self._properties, logger=logger)
+        self._asking: Consumer | None = None
         self._assigned: list[TopicPartition] = []
         self._starts: dict[TopicPartition, int] = {}
         self._closed = False
 
     def ends(self, topic: str) -> Mapping[TopicPartition, tuple[int, int]]:
+        client = self._asker()
         try:
-            metadata = self._client.list_topics(topic, timeout=_ASK_S).topics[topic]
+            metadata = client.list_topics(topic, timeout=_ASK_S).topics[topic]
             if metadata.error is not None:
                 raise broker_error(metadata.error, f"topic {topic}")
             return {
-                TopicPartition(topic, number): self._client.get_watermark_offsets(Place(topic, number), timeout=_ASK_S)
+                TopicPartition(topic, number): client.get_watermark_offsets(Place(topic, number), timeout=_ASK_S)
                 for number in metadata.partitions
             }
         except KafkaException as error:
             raise broker_error(error, f"topic {topic}") from error
+
+    def _asker(self) -> Consumer:
+        # A broker answers a connection's requests in order: a question behind a fetch waits as long as that may
+        # (fetch.wait.max.ms, for each partition). So a client that fetches leaves asking to another one.
+        if not self._assigned:
+            return self._client
+        if self._asking is None:
+            self._asking = Consumer(self._properties, logger=self._logger)
+        return self._asking
 
     def assign(self, starts: Mapping[TopicPartition, int]) -> None:
         self._assigned = list(starts)
@@ -187,3 +200,5 @@ class KafkaLogReader:
         if not self._closed:
             self._closed = True
             self._client.close()
+            if self._asking is not None:
+                self._asking.close()

@@ -92,7 +92,7 @@ class EmbeddedBroker:
     """See `choreo.broker.Broker`. No other process can make topics on it, so it comes with `topics`.
 
     Of the properties those for logging in and for the classic group protocol are left out: the cluster knows no logins, and
-    its classic protocol loses members (17 of 44 conformance cases fail; with KIP-848, 6, all for the limits above).
+    its classic protocol loses members (17 of 44 conformance cases fail; with KIP-848 5, all for the limits above).
     """
 
     def __init__(self, settings: KafkaSettings, topics: Sequence[str] = ()) -> None:

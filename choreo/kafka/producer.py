@@ -2,12 +2,16 @@
 
 A fatal error (an idempotent producer that lost its sequence) leaves every outstanding send unknown: they are reported
 as such, and a new client is built for what comes next (TRAPS 14). Callbacks only call the report they were given.
+
+A broker refuses a batch as a whole when it is larger than the topic takes, and librdkafka's report doesn't say which record
+is to blame: each is written once more, in a batch of its own, and what is refused alone is too large.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -30,9 +34,14 @@ class _Sent(msgspec.Struct, eq=False):
     out: set[_Sent]
     record: Outgoing
     report: Callable[[Report], None]
+    write_alone: Callable[[_Sent], None]
+    alone: bool = False
 
     def delivered(self, error: KafkaError | None, message: Message) -> None:
         if self in self.out:
+            if error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE and not self.alone:
+                self.write_alone(self)
+                return
             self.out.discard(self)
             if error is None:
                 self.report(Report(message.partition(), message.offset(), None))  # type: ignore[arg-type]
@@ -51,24 +60,41 @@ class KafkaProducer:
         self._closed = False
         self._forked = False
         self._client = self._build()
+        self._one_by_one: Producer | None = None
         _made.add(self)
 
-    def _build(self) -> Producer:
-        return Producer({**self._properties, "error_cb": self._errors.append}, logger=self._logger)
+    def _build(self, **properties: Any) -> Producer:
+        return Producer({**self._properties, **properties, "error_cb": self._errors.append}, logger=self._logger)
 
     def send(self, record: Outgoing, report: Callable[[Report], None]) -> None:
         if self._closed:
             self._refuse()
-        sent = _Sent(self._out, record, report)
-        headers = record.headers if type(record.headers) is list else list(record.headers)
+        sent = _Sent(self._out, record, report, self._write_alone)
         try:
-            if record.partition is None:
-                self._client.produce(record.topic, record.value, record.key, headers=headers, on_delivery=sent.delivered)
-            else:
-                self._client.produce(record.topic, record.value, record.key, record.partition, headers=headers, on_delivery=sent.delivered)
+            self._produce(self._client, sent)
         except KafkaException as error:
             raise broker_error(error, f"writing to {record.topic}") from error
         self._out.add(sent)
+
+    def _produce(self, client: Producer, sent: _Sent) -> None:
+        record = sent.record
+        headers = record.headers if type(record.headers) is list else list(record.headers)
+        if record.partition is None:
+            client.produce(record.topic, record.value, record.key, headers=headers, on_delivery=sent.delivered)
+        else:
+            client.produce(record.topic, record.value, record.key, record.partition, headers=headers, on_delivery=sent.delivered)
+
+    def _write_alone(self, sent: _Sent) -> None:
+        """Its batch was too large; the order among such records stays, what else was sent meanwhile may overtake them."""
+        sent.alone = True
+        if self._one_by_one is None:
+            self._one_by_one = self._build(**{"batch.num.messages": 1})
+        try:
+            self._produce(self._one_by_one, sent)
+        except (KafkaException, BufferError) as error:
+            self._out.discard(sent)
+            problem = broker_error(error, f"writing to {sent.record.topic}") if isinstance(error, KafkaException) else None
+            sent.report(Report(-1, -1, problem or BrokerError(f"writing to {sent.record.topic}: {error}", code="_QUEUE_FULL")))
 
     def _refuse(self) -> NoReturn:
         if self._forked:
@@ -84,6 +110,8 @@ class KafkaProducer:
         before = len(self._out)
         try:
             self._client.poll(timeout_s)
+            if self._one_by_one is not None:
+                self._one_by_one.poll(0)
         except SystemError as error:
             self._rebuild(f"librdkafka failed: {error}")
         if self._errors:
@@ -102,7 +130,7 @@ class KafkaProducer:
         _log.error("the producer failed for good (%s); building a new one, %d sends are unknown", why, len(self._out))
         self._client.purge()
         self._errors.clear()
-        self._client = self._build()
+        self._client, self._one_by_one = self._build(), None
         self._report_unknown(f"producer failed: {why}")
 
     def _report_unknown(self, why: str) -> int:
@@ -115,7 +143,7 @@ class KafkaProducer:
         return len(unknown)
 
     def flush(self, timeout_s: float) -> int:
-        self._client.flush(timeout_s)
+        self._flush(timeout_s)
         if self._errors:
             self._look_at_errors()
         return len(self._out)
@@ -123,14 +151,23 @@ class KafkaProducer:
     def close(self, timeout_s: float) -> int:
         if self._closed:
             return 0
-        self._client.flush(timeout_s)
+        self._flush(timeout_s)
         self._closed = True
         if self._out:
             self._client.purge()
             self._client.poll(0)
         left = self._report_unknown("closed before it was acknowledged")
         self._client.close()
+        if self._one_by_one is not None:
+            self._one_by_one.purge()
+            self._one_by_one.close()
         return left
+
+    def _flush(self, timeout_s: float) -> None:
+        until = time.monotonic() + timeout_s
+        self._client.flush(timeout_s)
+        if self._one_by_one is not None:
+            self._one_by_one.flush(max(0.0, until - time.monotonic()))
 
 
 _made: WeakSet[KafkaProducer] = WeakSet()

@@ -34,7 +34,9 @@ REFUSED: Mapping[str, str] = {
     "on_commit": "choreo reads commit results itself",
 }
 CLASSIC_ONLY = ("session.timeout.ms", "heartbeat.interval.ms", "group.protocol.type")
-MEMBERS_ONLY = frozenset({"group.instance.id", "group.remote.assignor", "heartbeat.interval.ms", "max.poll.interval.ms", "session.timeout.ms"})
+MEMBERS_ONLY = frozenset(
+    {"group.instance.id", "group.remote.assignor", "heartbeat.interval.ms", "max.poll.interval.ms", "session.timeout.ms"}
+)
 """A reader outside of the group doesn't get them: librdkafka would check them against its defaults of the classic protocol."""
 CONSUMER_ONLY = frozenset(
     {

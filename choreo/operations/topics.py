@@ -23,7 +23,7 @@ DLQ_RETENTION_MS = 14 * _DAY_MS
 REPLAY_RETENTION_MS = 90 * _DAY_MS
 COMPACTION_LAG_MS = 7 * _DAY_MS
 LETTER_BYTES = 2 * _MIB
-HEADER_ROOM_BYTES = _MIB
+HEADER_ROOM_BYTES = 1_000_000
 """A letter is its event and headers of up to about 10 KiB more: with this room every event that could be read can be a letter."""
 _BROKERS_MAX_BYTES = 1_048_588
 _FLOORS = ("retention.ms", "max.message.bytes", "min.compaction.lag.ms")

@@ -11,6 +11,8 @@ from choreo.letter import UNREADABLE, LetterState
 
 BUCKETS = 8
 LEAST_GROUP_CHARS = 4
+_FIX = "; fix the producer "
+"""Before the producer's name in a letter's message, see runtime/dead_letters.py::describe."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +106,15 @@ def what_failed(letter: LetterState, stack: str = "") -> str:
     """``ReadTimeout gateway.py:41: timed out``; the place comes from the letter's `stack`, where there is one."""
     message = letter.message.removeprefix(f"{letter.origin}: ")
     if letter.kind == "undecodable":
-        return message
+        return message.rpartition(_FIX)[0] or message
     place = innermost_frame(stack)
     head = f"{letter.error_type} {place}" if place else letter.error_type
     return f"{head}: {message}" if message and message != letter.error_type else head
+
+
+def producer(letter: LetterState) -> str:
+    """Who sent what can't be read, as the letter says it; empty where it doesn't."""
+    return letter.message.rpartition(_FIX)[2].removesuffix(", then replay") if _FIX in letter.message else ""
 
 
 def innermost_frame(stack: str) -> str:

@@ -25,9 +25,9 @@ _R = TypeVar("_R")
 
 RECENT = 20_000
 """Claims of this process that are remembered, so that a look-up made before them stays right."""
-FRESH_S = 1.0
-"""A look-up older than this is made again. Who stood still so long (SIGSTOP, a paused machine) may be a zombie: its
-partitions have moved, and what waits in its lanes was handled elsewhere (tests/chaos/test_w14_zombie.py)."""
+STILL_S = 1.0
+"""A process that stood still so long (SIGSTOP, a paused machine) may be a zombie: its partitions have moved, and what waits
+in its lanes was handled elsewhere. So what it had looked up is looked up again (tests/chaos/test_w14_zombie.py)."""
 RETRY_S = 1.0
 BATCH = 2_000
 
@@ -46,6 +46,7 @@ class Claims:
         self._running: dict[Claim, tuple[Delivery, deque[Delivery]]] = {}
         self._to_write: list[tuple[Delivery, Claim]] = []
         self._writing: asyncio.Task[None] | None = None
+        self._beat_s = self._stood_still_s = time.monotonic()
         self.troubled: StoreError | None = None
         self.broken: BaseException | None = None
         """What writing claims ended with: a store error that waiting can't mend, or a mistake of ours; the worker stops."""
@@ -69,8 +70,16 @@ class Claims:
 
     def is_fresh(self, delivery: Delivery) -> bool:
         """Whether what was looked up for it still tells the truth, about this process's own claims and about others'."""
+        self.beat()
         note = delivery.note
-        return note is not None and self._made - note[2] < RECENT and time.monotonic() - note[3] < FRESH_S
+        return note is not None and self._made - note[2] < RECENT and note[3] >= self._stood_still_s
+
+    def beat(self) -> None:
+        """The event loop runs; called often, so that a long silence shows that the process stood still."""
+        now_s = time.monotonic()
+        if now_s - self._beat_s > STILL_S:
+            self._stood_still_s = now_s
+        self._beat_s = now_s
 
     def begin(self, delivery: Delivery) -> bool | None:
         """True: it was claimed before, don't run it. False: run it. None: the same claim is running; it will be `released`."""
@@ -161,4 +170,4 @@ class Claims:
 def claim_of(delivery: Delivery) -> Claim:
     """The claim of a delivery; a forced replay's run id makes it another one."""
     replay = delivery.run
-    return Claim(delivery.route.name, delivery.wire.event_id, replay.run if replay is not None and replay.forced else "")
+    return Claim(delivery.route.identity, delivery.wire.event_id, replay.run if replay is not None and replay.forced else "")

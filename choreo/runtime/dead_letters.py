@@ -17,7 +17,7 @@ from pathlib import PurePath
 from choreo import failpoint
 from choreo.broker import Report
 from choreo.core.engine import Delivery
-from choreo.errors import BrokerError, DecodeError, StateError
+from choreo.errors import BrokerError, DecodeError
 from choreo.letter import Death, LetterState, Place, dead_letter, dlq_topic, letter_state, letters_topic, state_record
 from choreo.runtime.sends import Sends
 
@@ -63,7 +63,10 @@ class DeadLetters:
 
         def written(problem: BrokerError | None, _: Sequence[Report]) -> None:
             if problem is not None:
-                raise StateError(f"the state of letter {state.event_id} of {state.handler} can't be written: {problem}")
+                # It holds the record's key, which may be larger than a state may be here: as above, for the other topic.
+                _log.error("%s: the state of its letter can't be written: %s; the key waits, nothing is lost", state.origin, problem)
+                self._sends.later(lambda: self.write_state(state, then))
+                return
             if failpoint.ACTIVE:
                 failpoint.hit("after_letter_state")
             then(state)

@@ -5,6 +5,8 @@ The other half of the story is `Worker.turn` in worker.py: it takes a delivery, 
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -143,9 +145,10 @@ async def recover(delivery: Delivery, failure: Failure, wiring: Wiring) -> Outco
     try:
         context = context_of(delivery, spec, wiring.service)
         CURRENT.set(context)
-        answer: Any = spec.handler.recover(delivery.event, failure, context)
-        if hasattr(answer, "__await__"):
-            answer = await answer
+        if inspect.iscoroutinefunction(spec.handler.recover):
+            answer: Any = await spec.handler.recover(delivery.event, failure, context)
+        else:
+            answer = await asyncio.to_thread(spec.handler.recover, delivery.event, failure, context)
         return answered(delivery, spec, answer, wiring, None)
     except Exception as error:  # noqa: BLE001 - becomes a value
         return Failed(error)
@@ -153,4 +156,6 @@ async def recover(delivery: Delivery, failure: Failure, wiring: Wiring) -> Outco
 
 def context_of(delivery: Delivery, spec: HandlerSpec, service: str) -> Context[None]:
     """What the handler may know about this delivery."""
-    return Context(service, spec.name, delivery.attempts, spec.retry.max_attempts, delivery.run, None, delivery.record, delivery.wire)
+    return Context(
+        service, spec.name, delivery.attempts, spec.retry.max_attempts, delivery.run, None, delivery.record, delivery.wire, spec.identity
+    )

@@ -19,8 +19,9 @@ from choreo.envelope import (
     TRACESTATE,
     VERSION,
     Wire,
-    child_id,
+    child_id_of,
     child_traceparent,
+    emitter_part,
 )
 from choreo.errors import ConfigurationError, PermanentError, UndeclaredEmitError
 from choreo.events import AnyEvent, Tombstone, key_of, own_spec
@@ -31,21 +32,18 @@ from choreo.record import Outgoing
 class _Kind(msgspec.Struct, frozen=True):
     """What is the same for every event of one class: looked up once."""
 
+    cls: type
     event_type: str
     topic: str
     key: str | None
     version: bytes | None
 
 
-class _Parent(msgspec.Struct, frozen=True, gc=False):
-    """What all events of one answer have in common."""
+class _Voice(msgspec.Struct, frozen=True):
+    """What is the same for every event of one handler."""
 
-    spec: HandlerSpec
-    wire: Wire
-    event_id: str
-    flow_id: str
-    run: str
-    traceparent: str | None
+    source: tuple[str, bytes]
+    id_part: str
 
 
 class Emitter:
@@ -55,45 +53,59 @@ class Emitter:
         self._service = service
         self._codec = codec
         self._names = names
-        self._content_type = codec.content_type.encode()
+        self._content_type = (CONTENT_TYPE, codec.content_type.encode())
         self._kinds: dict[type, _Kind] = {}
+        self._voices: dict[tuple[str, str], _Voice] = {}
 
     def outgoing(self, spec: HandlerSpec, wire: Wire, answer: object, *, run: str, traceparent: str | None) -> list[Outgoing]:
         """The records of one answer. Raises UndeclaredEmitError and PermanentError."""
-        parent = _Parent(spec, wire, wire.event_id, wire.flow_id, run, traceparent)
-        if type(answer) in self._kinds:
-            return [self._child(parent, answer, None)]
+        kind = self._kinds.get(type(answer))
+        if kind is not None:
+            # One plain event, as most answers are.
+            return [self._child(spec, wire, kind, _PLAIN, answer, "0", run, traceparent)]
         counts: dict[tuple[str, str], int] = {}
-        return [self._child(parent, item, counts) for item in emitted(answer)]
+        made: list[Outgoing] = []
+        for item in emitted(answer):
+            emit, event = (item, item.event) if type(item) is Emit else (_PLAIN, item)
+            cls = event.of if type(event) is Tombstone else type(event)
+            kind = self._kinds.get(cls) or self._kind(cls, spec.name)
+            nth = emit.id_key if emit.id_key is not None else _nth(counts, kind.event_type, _key(kind, emit, event) or "")
+            made.append(self._child(spec, wire, kind, emit, event, nth, run, traceparent))
+        return made
 
-    def _child(self, parent: _Parent, item: Any, counts: dict[tuple[str, str], int] | None) -> Outgoing:
-        emit, event = (item, item.event) if type(item) is Emit else (_PLAIN, item)
-        cls = event.of if type(event) is Tombstone else type(event)
-        spec, wire = parent.spec, parent.wire
-        kind = self._kinds.get(cls) or self._kind(cls, spec.name)
-        if spec.emits is not None and cls not in spec.emits:
+    def _child(
+        self, spec: HandlerSpec, wire: Wire, kind: _Kind, emit: Emit[Any], event: Any, nth: str, run: str, traceparent: str | None
+    ) -> Outgoing:
+        if spec.emits is not None and kind.cls not in spec.emits:
             raise UndeclaredEmitError(
                 f"{spec.name} emitted {kind.event_type}, which its return annotation does not name; "
-                f"add {cls.__name__} to it (the contract is read from there)"
+                f"add {kind.cls.__name__} to it (the contract is read from there)"
             )
+        voice = self._voices.get((spec.name, run)) or self._voice(spec, run)
         key = _key(kind, emit, event)
-        nth = "0" if counts is None else _nth(counts, kind.event_type, key or "")
-        event_id = child_id(
-            parent.event_id, self._service, spec.name, parent.run, kind.event_type, key or "", nth if emit.id_key is None else emit.id_key
-        )
+        parent, flow = wire.event_id, wire.flow_id
+        event_id = child_id_of(parent, voice.id_part, kind.event_type, key or "", nth)
         headers: list[tuple[str, bytes | None]] = [
             (ID, event_id.encode()),
-            (CAUSATION_ID, parent.event_id.encode()),
-            (CORRELATION_ID, parent.flow_id.encode()),
-            (SOURCE, f"{self._service}/{spec.name}".encode()),
-            (TRACEPARENT, (parent.traceparent or child_traceparent(wire.traceparent, parent.flow_id, event_id)).encode()),
-            (CONTENT_TYPE, self._content_type),
+            (CAUSATION_ID, parent.encode()),
+            (CORRELATION_ID, flow.encode()),
+            voice.source,
+            (TRACEPARENT, (traceparent or child_traceparent(wire.traceparent, flow, event_id)).encode()),
+            self._content_type,
         ]
         by_name = wire.by_name
-        for name in (TRACESTATE, BAGGAGE):
-            if name in by_name and wire.text(name) is not None:
-                headers.append((name, by_name[name]))
+        if BAGGAGE in by_name and wire.text(BAGGAGE) is not None:
+            headers.append((BAGGAGE, by_name[BAGGAGE]))
+        if TRACESTATE in by_name and wire.traceparent is not None and wire.text(TRACESTATE) is not None:
+            headers.append((TRACESTATE, by_name[TRACESTATE]))
         return self._record(kind, emit, event, key, headers)
+
+    def _voice(self, spec: HandlerSpec, run: str) -> _Voice:
+        source = (SOURCE, f"{self._service}/{spec.name}".encode())
+        voice = _Voice(source, emitter_part(self._service, spec.identity, run))
+        if not run:
+            self._voices[spec.name, run] = voice
+        return voice
 
     def root(self, event: Any, *, event_id: str, flow_id: str, traceparent: str | None, source: str) -> Outgoing:
         """The record of an event that no event caused. Raises ConfigurationError for what is no event."""
@@ -108,7 +120,7 @@ class Emitter:
             (CORRELATION_ID, flow_id.encode()),
             (SOURCE, source.encode()),
             (TRACEPARENT, (traceparent or child_traceparent(None, flow_id, event_id)).encode()),
-            (CONTENT_TYPE, self._content_type),
+            self._content_type,
         ]
         return self._record(kind, emit, inner, _key(kind, emit, inner), headers)
 
@@ -117,7 +129,7 @@ class Emitter:
         if known is None or cls is AnyEvent:
             raise PermanentError(f"{who} emitted {cls.__name__}, which is no event type of its own; return an event, an Emit or None")
         version = None if known.version == 1 else str(known.version).encode()
-        kind = self._kinds[cls] = _Kind(known.type, self._names(known.topic), known.key, version)
+        kind = self._kinds[cls] = _Kind(cls, known.type, self._names(known.topic), known.key, version)
         return kind
 
     def _record(self, kind: _Kind, emit: Emit[Any], event: Any, key: str | None, headers: list[tuple[str, bytes | None]]) -> Outgoing:

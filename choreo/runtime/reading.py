@@ -164,13 +164,15 @@ class Reader:
             return []
         wire = read_wire(record)
         key = "" if record.key is None else record.key.decode("utf-8", "replace")
-        at = datetime.fromtimestamp(max(record.timestamp_ms, 0) / 1000, UTC)
+        at = datetime.fromtimestamp(min(max(record.timestamp_ms, 0) / 1000, LAST_S), UTC)
         return [
             _delivery(partition, route, record, wire, Envelope(cls.__event__.type, at, Tombstone(of=cls, key=key)))
             for route, cls in {route.index: (route, cls) for route, cls in reversed(topic.tombstones)}.values()
         ]
 
 
+LAST_S = 253_402_300_799
+"""The last second of the year 9999: later ones are no datetime."""
 _JSON_TYPES = frozenset({None, b"application/json"})
 
 

@@ -58,6 +58,7 @@ class Sends:
         self._queue: deque[tuple[_Sending, int]] = deque()
         self._under_way = 0
         self._waiting: set[asyncio.TimerHandle] = set()
+        self._resting = 0
         self._polling = False
         self._closed = False
         self.troubled: BrokerError | None = None
@@ -108,7 +109,7 @@ class Sends:
             if not self._push(sending, start):
                 self._queue.appendleft(self._queue.pop())
                 break
-        if self._under_way > len(self._waiting):
+        if self._under_way > self._resting:
             asyncio.get_running_loop().call_later(POLL_EVERY_S, self._poll)
         else:
             self._polling = False
@@ -140,8 +141,13 @@ class Sends:
         if self.troubled is None or self.troubled.code != error.code:
             _log.warning("%s; its key waits, trying again every %.1f to %.0f s", error, RETRY_FIRST_S, RETRY_MOST_S)
         self.troubled = error
+        self._resting += 1
 
-        self.later(lambda: self._begin(sending), delay_s)
+        def again() -> None:
+            self._resting -= 1
+            self._begin(sending)
+
+        self.later(again, delay_s)
 
     def later(self, call: Callable[[], None], delay_s: float = RETRY_MOST_S) -> None:
         """Calls after `delay_s` seconds, unless the sends were closed before."""

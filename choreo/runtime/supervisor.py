@@ -59,8 +59,11 @@ def afterwards(code: int, *, lived_s: float, last_delay_s: float, any_was_ready:
 
 
 def aggregated(codes: Sequence[int]) -> int:
-    """One exit code for all workers: 0 when all ended well, 130 when one was stopped at once, else 1."""
-    if all(code == 0 for code in codes):
+    """One exit code for all workers: 0 when all ended well, 130 when one was stopped at once, else 1.
+
+    A worker that our SIGTERM killed had not begun: `choreo run` has a handler for it before anything else.
+    """
+    if all(code in (0, -signal.SIGTERM) for code in codes):
         return 0
     return STOPPED_AT_ONCE if STOPPED_AT_ONCE in codes else 1
 

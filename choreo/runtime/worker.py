@@ -330,15 +330,33 @@ class Worker:
         failure = Failure(error_type(error), str(error), delivery.attempts, permanent, first, datetime.now(UTC))
         outcome = await recover(delivery, failure, self._wiring)
         if isinstance(outcome, Failed):
-            _log.error("%s: recover failed as well: %s", delivery.route.name, outcome.error)
-            outcome.error.__context__ = error
-            self._die(delivery, outcome.error, first)
+            self._recover_failed(delivery, error, outcome.error, first)
             return
-        self.counters.recovered += 1
-        _log.warning("%s: %s: recovered after %d attempts (%s)", delivery.route.name, delivery.record.origin, delivery.attempts, error)
         if self._claims is not None and delivery.note is not None:
             self._claims.begin(delivery)
-        self.conclude(delivery, outcome)
+        if not isinstance(outcome, Emitted):
+            self._recovered(delivery, error)
+            return
+
+        def acknowledged(problem: BrokerError | None, _: object) -> None:
+            # Not as a handler's own emits: what can never be written must not be recovered from once more.
+            if problem is not None:
+                self._recover_failed(delivery, error, _unwritable(problem), first)
+            else:
+                self._recovered(delivery, error)
+
+        self.counters.emitted += len(outcome.records)
+        self.sends.send(outcome.records, acknowledged)
+
+    def _recover_failed(self, delivery: Delivery, error: Exception, problem: Exception, first: datetime) -> None:
+        _log.error("%s: recover failed as well: %s", delivery.route.name, problem)
+        problem.__context__ = error
+        self._die(delivery, problem, first)
+
+    def _recovered(self, delivery: Delivery, error: Exception) -> None:
+        self.counters.recovered += 1
+        _log.warning("%s: %s: recovered after %d attempts (%s)", delivery.route.name, delivery.record.origin, delivery.attempts, error)
+        self._succeeded(delivery)
 
     def _die(self, delivery: Delivery, error: Exception, first: datetime) -> None:
         assert self._letters is not None
@@ -514,8 +532,10 @@ class Worker:
             if now_s - self._committed_at >= COMMIT_EVERY_S:
                 self._committed_at = now_s
                 self._commit()
-            if self._claims is not None and self._claims.broken is not None:
-                raise self._claims.broken
+            if self._claims is not None:
+                self._claims.beat()
+                if self._claims.broken is not None:
+                    raise self._claims.broken
             await asyncio.sleep(TICK_S)
 
     def _cancel_late(self, now_s: float) -> None:
@@ -548,6 +568,7 @@ def _route(spec: HandlerSpec) -> Route:
         index=spec.index,
         name=spec.name,
         retry=spec.retry,
+        identity=spec.identity,
         ordered=spec.ordered,
         on_thread=spec.on_thread,
         max_concurrency=spec.max_concurrency,

@@ -1,7 +1,8 @@
-"""How shall a worker's handlers behave? Told by the test, as JSON in the worker's first argument."""
+"""How shall a worker's handlers behave? Told by the test, as JSON in the environment variable TEST_CONDUCT."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 
 import orjson
@@ -9,6 +10,7 @@ import orjson
 SERVICE = "payments"
 HANDLER = "book"
 CHILD_TYPE = "test.noted"
+VARIABLE = "TEST_CONDUCT"
 
 DONE, CUT_SHORT, REFUSED, CANT_GO_ON = 0, 1, 2, 4
 """Exit codes of a worker, DESIGN section 6: all came to its end; something did not; wrong settings or topics; no Kafka or store."""
@@ -36,12 +38,12 @@ class Conduct:
     failing: tuple[str, ...] = ()
     forking: tuple[str, ...] = ()
 
-    def argument(self) -> str:
-        """For the command line."""
-        return orjson.dumps(asdict(self)).decode()
+    def environment(self) -> dict[str, str]:
+        """For the worker's process."""
+        return {VARIABLE: orjson.dumps(asdict(self)).decode()}
 
     @staticmethod
-    def read(argument: str) -> Conduct:
+    def of_this_process() -> Conduct:
         """The other way."""
-        found = orjson.loads(argument)
+        found = orjson.loads(os.environ[VARIABLE])
         return Conduct(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})

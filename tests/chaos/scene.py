@@ -25,7 +25,7 @@ from tests.support.history import CleanStop, Commit, History, Letter, Produced, 
 from tests.support.kafka_access import KafkaAccess
 from tests.support.names import Names
 from tests.support.nemesis import SEED_VARIABLE
-from tests.support.process import WorkerProcess
+from tests.support.process import READY, WorkerProcess
 from tests.support.producer import produce_events, random_events
 
 WORKER = Path(__file__).with_name("worker_main.py")
@@ -39,12 +39,23 @@ SHOWN_CHARS = 6000
 
 class Scene:
     """Owns its topics and its workers; `close` ends both. `protocol`: the workers' group protocol, unless one is told another.
+    `login`: who the workers are; the test itself is who `kafka` says.
 
     Group sessions are 1.5 s, so that a dead member's partitions move soon. All workers share one ledger and one claims file.
     """
 
-    def __init__(self, kafka: KafkaAccess, names: Names, protocol: str, directory: Path, *, partitions: int = PARTITIONS) -> None:
+    def __init__(
+        self,
+        kafka: KafkaAccess,
+        names: Names,
+        protocol: str,
+        directory: Path,
+        *,
+        partitions: int = PARTITIONS,
+        login: Mapping[str, str] | None = None,
+    ) -> None:
         self.kafka = kafka
+        self._login = kafka.security if login is None else login
         self.protocol = protocol
         self.directory = directory
         self.prefix = f"{names.prefix}."
@@ -77,6 +88,8 @@ class Scene:
         properties: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
         protocol: str | None = None,
+        script: Path | Sequence[str] = WORKER,
+        ready: str = READY,
     ) -> WorkerProcess:
         """A member that is not started yet. `properties`: librdkafka's, over the session's and the cluster's."""
         protocol = protocol or self.protocol
@@ -85,14 +98,14 @@ class Scene:
             "CHOREO_BOOTSTRAP": self.kafka.bootstrap,
             "CHOREO_GROUP_PROTOCOL": protocol,
             "CHOREO_TOPIC_PREFIX": self.prefix,
-            "CHOREO_KAFKA_PROPERTIES": json.dumps({**self.kafka.security, **session, **(properties or {})}),
+            "CHOREO_KAFKA_PROPERTIES": json.dumps({**self._login, **session, **(properties or {})}),
         }
         worker = WorkerProcess(
-            WORKER,
-            (conduct or self.conduct()).argument(),
+            script,
             log=self.directory / f"{name}-{len(self._workers)}.log",
-            environment={**settings, **(environment or {})},
+            environment={**settings, **(conduct or self.conduct()).environment(), **(environment or {})},
             failpoint=failpoint,
+            ready=ready,
         )
         self._workers.append(worker)
         return worker

@@ -9,6 +9,7 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
+from choreo.envelope import ID, new_id
 from tests.chaos.scene import Scene, counts, full
 from tests.support.kafka_access import KafkaAccess
 from tests.support.producer import EVENT_TYPE, SETTINGS
@@ -17,7 +18,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
 
 RECORDS = 1_000_000 if full() else 300_000
 VALUE_BYTES = 1000
-KEYS = 100
+KEYS = 5_000
 CATCH_UP_S = 600.0 if full() else 120.0
 MOST_MIB = 250
 
@@ -43,7 +44,7 @@ def produce_bulk(kafka: KafkaAccess, topic: str) -> None:
     producer = Producer(kafka.config({**SETTINGS, "linger.ms": 50, "queue.buffering.max.messages": 1_000_000}))
     for number in range(RECORDS):
         key, value = values[number % KEYS]
-        producer.produce(topic, value, key)
+        producer.produce(topic, value, key, headers=[(ID, new_id().encode())])
     assert producer.flush(CATCH_UP_S) == 0
     assert sum(end for _, end in kafka.ends(topic).values()) == RECORDS
 

@@ -1,6 +1,7 @@
 """A member of the service `payments` as production runs it: `Service.run()`, settings from CHOREO_* variables.
 
-Argument: a Conduct as JSON. Says READY once partitions are assigned, at its end COUNTS and its counters.
+Its handlers' Conduct is in the environment. Says READY once partitions are assigned, at its end COUNTS and its counters.
+Also a module for ``choreo run tests.chaos.worker_main:payments``.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ class BookOnThread(Handler[Booked]):
             return booking.effect(booked, context)
 
 
-def payments(conduct: Conduct) -> Service:
+def payments() -> Service:
+    conduct = Conduct.of_this_process()
     kept = KeptPublisher()
     booking = _Booking(conduct, kept)
     service = Service(
@@ -162,7 +164,7 @@ async def say_when_assigned(worker: Worker) -> None:
 
 
 async def run_and_exit(service: Service) -> None:
-    # As the command line does: what won't end (a handler that ignores its cancellation) must not hold the process.
+    # As `choreo run` does: what won't end (a handler that ignores its cancellation) must not hold the process.
     code = await run(service)
     sys.stdout.flush()
     if code != DONE:
@@ -175,7 +177,7 @@ def main() -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(StepFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    asyncio.run(run_and_exit(payments(Conduct.read(sys.argv[1]))))
+    asyncio.run(run_and_exit(payments()))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from confluent_kafka import KafkaError, Message, Producer
-from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, Message, Producer
+from confluent_kafka import TopicPartition as ClientPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
 
 from choreo import Handler, KafkaSettings, Service, ServiceSettings
 from choreo.letter import (
@@ -75,7 +82,9 @@ class Ground:
         self.dlq, self.letters, self.replays = (self.prefix + topic(SERVICE) for topic in (dlq_topic, letters_topic, replay_topic))
         self._made: list[str] = []
         # Not idempotent: that takes half a second to begin with.
-        self._producer = Producer(kafka.config({**SETTINGS, "enable.idempotence": False, "max.in.flight": 1, "message.max.bytes": MAX_SENT_BYTES}))
+        self._producer = Producer(
+            kafka.config({**SETTINGS, "enable.idempotence": False, "max.in.flight": 1, "message.max.bytes": MAX_SENT_BYTES})
+        )
 
     # ---- topics -------------------------------------------------------------------------------------------------------
 
@@ -95,6 +104,20 @@ class Ground:
     def topic(self, name: str) -> str:
         """The broker's name of a logical topic."""
         return self.prefix + name
+
+    def configure(self, topic: str, settings: Mapping[str, str]) -> None:
+        """Sets these settings of a topic of the broker's; returns when the broker knows them."""
+        entries = [ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in settings.items()]
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+        for changed in self.kafka.admin.incremental_alter_configs([resource], request_timeout=REQUEST_S).values():
+            changed.result(REQUEST_S * 2)
+
+        def known() -> bool:
+            wanted = ConfigResource(ResourceType.TOPIC, topic)
+            found = self.kafka.admin.describe_configs([wanted], request_timeout=REQUEST_S)[wanted].result(REQUEST_S * 2)
+            return all(found[name].value == value for name, value in settings.items())
+
+        wait_for(known, f"{topic} has {dict(settings)}", deadline_s=30)
 
     def delete(self) -> None:
         """Deletes what it made."""
@@ -122,7 +145,9 @@ class Ground:
 
     # ---- the service --------------------------------------------------------------------------------------------------
 
-    def service(self, *handlers: Handler[Any, Any], store: Store | None = None, properties: Mapping[str, Any] | None = None, **settings: Any) -> Service:
+    def service(
+        self, *handlers: Handler[Any, Any], store: Store | None = None, properties: Mapping[str, Any] | None = None, **settings: Any
+    ) -> Service:
         """The service `payments` on these topics; its effects are `offsets` unless it has a store."""
         kafka = KafkaSettings(
             bootstrap=self.kafka.bootstrap,
@@ -147,7 +172,9 @@ class Ground:
         while (lag := await asyncio.to_thread(self.kafka.lag, self.group, topics)) != 0:
             if worker.failure.done():
                 worker.failure.result()
-            assert time.monotonic() < ends_at, f"{self.group} did not catch up within {deadline_s:g} s: lag {lag}, {worker.counters.as_dict()}"
+            assert time.monotonic() < ends_at, (
+                f"{self.group} did not catch up within {deadline_s:g} s: lag {lag}, {worker.counters.as_dict()}"
+            )
             await asyncio.sleep(LOOK_AGAIN_S)
 
     def process(self, target: str, log: Path, *arguments: str, **environment: str) -> WorkerProcess:
@@ -161,6 +188,22 @@ class Ground:
             **environment,
         }
         return WorkerProcess(["-m", "choreo", "run", target, *arguments], log=log, environment=settings)
+
+    async def read_again(self, topic: str) -> None:
+        """Takes the group's committed offsets of a logical topic back to the beginning, as an operator's tool would."""
+        places = [ClientPartition(p.topic, p.partition, 0) for p in self.kafka.partitions(self.topic(topic))]
+
+        def set_back() -> bool:
+            request = ConsumerGroupTopicPartitions(self.group, places)
+            asked = self.kafka.admin.alter_consumer_group_offsets([request], request_timeout=REQUEST_S)
+            try:
+                return all(place.error is None for place in asked[self.group].result(REQUEST_S * 2).topic_partitions or ())
+            except KafkaException as error:
+                # The last member has only just left.
+                assert error.args[0].code() in (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.NON_EMPTY_GROUP), error
+                return False
+
+        await becomes(set_back, f"{self.group} begins {topic} again")
 
     # ---- what comes out -----------------------------------------------------------------------------------------------
 

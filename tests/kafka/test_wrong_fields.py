@@ -21,9 +21,13 @@ WRONG = {
     b'{"type": 3}': "envelope: type: expected str, got int 3",
     b'{"type": "order.placed", "payload": {"order_id": "o-1", "total_cents": 1}}': "envelope: missing required field timestamp",
     b'{"type": "order.placed", "timestamp": "' + AT.encode() + b'"}': "envelope: missing required field payload",
-    envelope(GOOD, timestamp="2026-11-22T22:36:07"): "envelope: timestamp: expected datetime with a timezone component, got str '2026-11-22T22:36:07'",
+    envelope(
+        GOOD, timestamp="2026-11-22T22:36:07"
+    ): "envelope: timestamp: expected datetime with a timezone component, got str '2026-11-22T22:36:07'",
     envelope(GOOD, timestamp="yesterday"): "envelope: timestamp: invalid RFC3339 encoded datetime, got str 'yesterday'",
-    envelope(GOOD, timestamp="10000-01-01T00:00:00Z"): "envelope: timestamp: invalid RFC3339 encoded datetime, got str '10000-01-01T00:00:00Z'",
+    envelope(
+        GOOD, timestamp="10000-01-01T00:00:00Z"
+    ): "envelope: timestamp: invalid RFC3339 encoded datetime, got str '10000-01-01T00:00:00Z'",
     envelope([GOOD]): "payload of order.placed: expected object, got array of 1",
     envelope(None): "payload of order.placed: expected object, got null",
     envelope({"order_id": "o-1"}): "payload of order.placed: missing required field total_cents",
@@ -78,7 +82,9 @@ async def test_fields_that_nobody_declared_are_accepted_in_envelope_and_payload(
 
 async def test_times_of_any_zone_are_handed_over_in_utc(ground: Ground) -> None:
     ground.make(orders=1)
-    ground.put("orders", Sent(envelope(GOOD, timestamp="2026-11-23T00:36:07+02:00")), Sent(envelope(GOOD, timestamp="1970-01-01T00:00:00Z")))
+    ground.put(
+        "orders", Sent(envelope(GOOD, timestamp="2026-11-23T00:36:07+02:00")), Sent(envelope(GOOD, timestamp="1970-01-01T00:00:00Z"))
+    )
     book = Book()
 
     await ground.run(ground.service(book))

@@ -21,6 +21,7 @@ handlers = st.sets(st.integers(0, 3), max_size=3).map(lambda found: tuple(sorted
 gaps = st.integers(0, 2)
 events: st.SearchStrategy[Written] = st.tuples(partitions, gaps, keys, handlers)
 chosen = st.integers(0, 63)
+counts = st.sampled_from((1, 2, 8))
 dices = st.sampled_from((0.0, 0.25, 0.5, 0.999))
 errors = st.sampled_from((OSError("reset"), TransientError("busy", retry_after_s=2.5), PermanentError("no such card")))
 
@@ -42,46 +43,48 @@ class EngineMachine(RuleBasedStateMachine):
             self.rig.assign(partition)
             self.rig.receive(partition, 3)
 
-    @rule(event=events)
-    def produce(self, event: Written) -> None:
+    @rule(event=events, count=st.integers(1, 4))
+    def receive(self, event: Written, count: int) -> None:
+        """One more event is written, and the next `count` of its partition come; it may have to be assigned for that."""
+        partition = event[0]
         self._write(event)
-
-    @rule(partition=partitions, count=st.integers(1, 4))
-    def receive(self, partition: TopicPartition, count: int) -> None:
         if partition not in self.rig.holdings:
             self.rig.assign(partition)
         self.rig.receive(partition, count)
 
     @precondition(lambda self: self.rig.holdings)
-    @rule(number=chosen, route=st.integers(0, 3), offset=st.integers(0, 30), key=keys)
-    def replay(self, number: int, route: int, offset: int, key: bytes | None) -> None:
-        self.rig.replay(self._held(number), route, offset, key)
+    @rule(number=chosen, letter=chosen, route=st.integers(0, 3))
+    def replay(self, number: int, letter: int, route: int) -> None:
+        partition = self._held(number)
+        log = self.rig.logs[partition]
+        if log:
+            entry = log[letter % len(log)]
+            self.rig.replay(partition, route, entry.offset, entry.key)
 
     # ---- what runs --------------------------------------------------------------------------------------------------
 
-    @rule(count=st.integers(1, 8))
+    @rule(count=counts)
     def take(self, count: int) -> None:
         while count and (self.rig.take(on_thread=False) or self.rig.take(on_thread=True)):
             count -= 1
 
     @precondition(lambda self: self.rig.outstanding())
-    @rule(number=chosen, count=st.integers(1, 4))
+    @rule(number=chosen, count=counts)
     def settle(self, number: int, count: int) -> None:
-        while count and (running := self.rig.outstanding()):
-            self.rig.settle(running[number % len(running)])
-            count -= 1
+        for item in _some(self.rig.outstanding(), number, count):
+            self.rig.settle(item)
 
     @precondition(lambda self: self._running())
-    @rule(number=chosen, error=errors, dice=dices)
-    def fail(self, number: int, error: Exception, dice: float) -> None:
-        running = self._running()
-        self.rig.fail(running[number % len(running)], error, dice)
+    @rule(number=chosen, count=counts, error=errors, dice=dices)
+    def fail(self, number: int, count: int, error: Exception, dice: float) -> None:
+        for item in _some(self._running(), number, count):
+            self.rig.fail(item, error, dice)
 
     @precondition(lambda self: self._running())
-    @rule(number=chosen, delay_s=st.sampled_from((0.0, 1.0)))
-    def postpone(self, number: int, delay_s: float) -> None:
-        running = self._running()
-        self.rig.postpone(running[number % len(running)], delay_s)
+    @rule(number=chosen, count=counts, delay_s=st.sampled_from((0.0, 1.0)))
+    def postpone(self, number: int, count: int, delay_s: float) -> None:
+        for item in _some(self._running(), number, count):
+            self.rig.postpone(item, delay_s)
 
     @rule(seconds=st.sampled_from((0.0, 0.1, 1.0, 30.0)))
     def tick(self, seconds: float) -> None:
@@ -94,34 +97,22 @@ class EngineMachine(RuleBasedStateMachine):
     # ---- what the group decides -------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.rig.holdings)
-    @rule(number=chosen)
-    def stop(self, number: int) -> None:
-        self.rig.stop(self._held(number))
-
-    @precondition(lambda self: any(holding.stopping for holding in self.rig.holdings.values()))
-    @rule()
-    def halt(self) -> None:
-        for partition, holding in self.rig.holdings.items():
-            if holding.stopping:
-                self.rig.halt(partition)
-
-    @precondition(lambda self: self.rig.holdings)
-    @rule(number=chosen, lost=st.booleans())
-    def forget(self, number: int, lost: bool) -> None:
-        self.rig.forget(self._held(number), lost=lost)
-
-    @precondition(lambda self: self.rig.holdings)
-    @rule(number=chosen)
-    def drain_and_forget(self, number: int) -> None:
-        """A revoke in which all that may still run has the time for it."""
+    @rule(number=chosen, how=st.sampled_from(("stop", "stop", "halt", "revoked", "drained", "lost", "crash")))
+    def rebalance(self, number: int, how: str) -> None:
         partition = self._held(number)
-        self.rig.drain(partition)
-        self.rig.forget(partition, lost=False)
-
-    @precondition(lambda self: len(self.rig.outstanding()) > 2)
-    @rule()
-    def crash(self) -> None:
-        self.rig.crash()
+        match how:
+            case "stop":
+                self.rig.stop(partition)
+            case "halt":
+                self.rig.stop(partition)
+                self.rig.halt(partition)
+            case "drained":
+                self.rig.drain(partition)
+                self.rig.forget(partition, lost=False)
+            case "crash":
+                self.rig.crash()
+            case _:
+                self.rig.forget(partition, lost=how == "lost")
 
     # ---- what must hold ---------------------------------------------------------------------------------------------
 
@@ -145,3 +136,9 @@ class EngineMachine(RuleBasedStateMachine):
     def _held(self, number: int) -> TopicPartition:
         held = sorted(self.rig.holdings)
         return held[number % len(held)]
+
+
+def _some(items: list[Item], number: int, count: int) -> list[Item]:
+    """`count` of them at most, from the `number`th on and round."""
+    first = number % len(items)
+    return (items[first:] + items[:first])[:count]

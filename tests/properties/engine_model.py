@@ -238,7 +238,9 @@ class Rig:
             self.late.remove(item)
             return
         policy = item.delivery.route.retry
-        self.check("retries", isinstance(decision, GiveUp) is (item.attempts >= policy.max_attempts or policy.is_permanent(error)), f"{decision}")
+        self.check(
+            "retries", isinstance(decision, GiveUp) is (item.attempts >= policy.max_attempts or policy.is_permanent(error)), f"{decision}"
+        )
         if isinstance(decision, GiveUp):
             item.stage = Stage.DYING
             return
@@ -381,7 +383,7 @@ class Rig:
         due_s = self.tick(0.0)
         if due_s is not None:
             self.tick(due_s - self.now_s)
-        return due_s is not None
+        return bool(self._startable())
 
     def _unread(self, holding: Holding) -> bool:
         log = self.logs[holding.partition.id]
@@ -402,8 +404,9 @@ class Rig:
         if delivery.lane is None:
             return
         key = (delivery.partition.id, delivery.route.index, delivery.record.key)
-        # The outcome of one whose partition was taken away in the middle comes when it comes.
-        self.check("order", late or item.offset > self.latest[key], f"{delivery.record.origin} after {self.latest[key]}")
+        # No order can be asked of an outcome that comes when its partition is gone, nor of a dead one that is redelivered.
+        free = late or name in self.settled
+        self.check("order", free or item.offset > self.latest[key], f"{delivery.record.origin} after {self.latest[key]}")
         self.latest[key] = max(self.latest[key], item.offset)
 
     def _excuse(self, holding: Holding) -> None:
@@ -451,4 +454,3 @@ class Rig:
             return call(*arguments, **named)
         except Exception as error:
             raise self._violation("raised", f"{type(error).__name__}: {error}") from error
-

@@ -273,9 +273,13 @@ class _LateOutcomeKeepsItsPlace(Engine):
 
 class _NoConcurrencyBound(Engine):
     def take(self, *, on_thread: bool = False) -> Delivery | None:
-        for delivery in (*self.ready, *self.ready_on_threads):
-            delivery.route.max_concurrency = None
-        return super().take(on_thread=on_thread)
+        bounded = {delivery.route for delivery in (*self.ready, *self.ready_on_threads) if delivery.route.max_concurrency is not None}
+        for route in bounded:
+            route.running -= 1
+        delivery = super().take(on_thread=on_thread)
+        for route in bounded:
+            route.running += 1
+        return delivery
 
 
 class _ForgetsTheHeld(Engine):

@@ -13,7 +13,7 @@ import msgspec
 import orjson
 
 from choreo.envelope import JSON, Envelope
-from choreo.errors import ConfigurationError, DecodeError, PermanentError, printable
+from choreo.errors import ConfigurationError, DecodeError, PermanentError, printable, told
 from choreo.events import EventLike
 
 Decode = Callable[[bytes], Envelope[Any]]
@@ -201,7 +201,7 @@ def _refuse_not_finite(found: Any) -> None:
 
 def explain(error: Exception, value: bytes, event_type: str | None) -> DecodeError:
     """A decoder's complaint as field, expectation and what came instead."""
-    text = str(error)
+    text = told(error)
     if isinstance(error, RecursionError):
         return DecodeError("value", "nested too deep", event_type=event_type)
     if isinstance(error, msgspec.ValidationError):

@@ -106,6 +106,15 @@ class StateError(ChoreoError):
     """An invariant of choreo does not hold. The process stops without committing."""
 
 
+def told(error: BaseException) -> str:
+    """What an error says of itself, also one whose `__str__` fails; its type where that is nothing."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - somebody else's code, asked while its failure is being handled
+        text = ""
+    return text or type(error).__qualname__
+
+
 def printable(text: str, max_chars: int) -> str:
     """The text as it may be shown on a terminal and sent in a header: control characters escaped, the middle of what is too long left out."""
     if len(text) > max_chars:

@@ -37,18 +37,18 @@ def kafka(request: pytest.FixtureRequest) -> Iterator[KafkaAccess]:
             yield cluster.access()
 
 
-@pytest.fixture(scope="module")
-def kafka3_of_module() -> Iterator[KafkaCluster]:
-    """Three brokers for the tests of one module; ask for `kafka3`."""
+@pytest.fixture(scope="session")
+def kafka3_of_session() -> Iterator[KafkaCluster]:
+    """Three brokers for the whole run; ask for `kafka3`."""
     with _started(KafkaCluster(3)) as cluster:
         yield cluster
 
 
 @pytest.fixture
-def kafka3(kafka3_of_module: KafkaCluster) -> Iterator[KafkaCluster]:
+def kafka3(kafka3_of_session: KafkaCluster) -> Iterator[KafkaCluster]:
     """Three brokers, to be broken: what a test leaves dead or stopped is mended after it."""
-    yield kafka3_of_module
-    kafka3_of_module.heal()
+    yield kafka3_of_session
+    kafka3_of_session.heal()
 
 
 @pytest.fixture(scope="session")

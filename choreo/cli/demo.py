@@ -25,6 +25,7 @@ from choreo.kafka.settings import EMBEDDED
 
 INTERRUPTED = 130
 SHOWN = 10
+AGAIN = "choreo demo --bootstrap HOST:PORT"
 _KEPT = ("CHOREO_KAFKA_PROPERTIES", "CHOREO_KAFKA_PROPERTIES_FILE", "CHOREO_GROUP_PROTOCOL")
 
 
@@ -64,9 +65,7 @@ def _conclude(wrong: list[str], folder: Path, took_s: float) -> None:
     if not wrong:
         shutil.rmtree(folder, ignore_errors=True)
         screen.say(f"all is well, after {screen.duration(took_s)}")
-        screen.show_facts(
-            [("next", "services_example/README.md tells how it works; choreo demo --bootstrap HOST:PORT plays on your Kafka")]
-        )
+        screen.show_facts([("next", ["services_example/README.md tells how it works", f"{AGAIN} plays on your own Kafka"])])
         return
     for line in wrong[:SHOWN]:
         screen.say(f"FAIL  {screen.safe(line, 400)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
@@ -20,6 +21,15 @@ _COUNTED = {"handled": "handled", "retried": "retried", "duplicates": "duplicate
 _STYLES = {"✓": "green", "✗": "red", "⏸": "yellow"}
 
 
+class _Fault(NamedTuple):
+    """One kind of trouble: what is planned, the orders it is planned for (none for records that are no order), and what is
+    special about its end when all is well."""
+
+    planned: str
+    orders: Sequence[str]
+    well: str
+
+
 def head(kafka: str, story: Plan) -> None:
     """Where it plays, and what is planned."""
     screen.say(f"choreo {choreo_version()}  demo")
@@ -27,7 +37,7 @@ def head(kafka: str, story: Plan) -> None:
         [
             ("kafka", kafka),
             ("services", "orders, payments, stock, shipping; no conductor: each reacts to what the others have said"),
-            ("trouble", "; ".join(planned for planned, _, _ in _faults(story))),
+            ("trouble", "; ".join(fault.planned for fault in _faults(story))),
         ]
     )
 
@@ -80,9 +90,9 @@ def summary(story: Plan, books: Books, letters: Sequence[Letter], counters: Mapp
     """What was planned and what came of it; then what was checked, when nothing is wrong."""
     ends = {order.order_id: order.status for order in books.orders}
     rows = []
-    for planned, orders, how in _faults(story):
-        came = _ends([ends.get(order_id) for order_id in orders]) if orders else _unreadable(letters)
-        rows.append((planned, came if wrong else came + how))
+    for fault in _faults(story):
+        came = _ends([ends.get(order_id) for order_id in fault.orders]) if fault.orders else _unreadable(letters)
+        rows.append((fault.planned, came if wrong or not fault.well else f"{came}: {fault.well}"))
     screen.show_facts(rows)
     if wrong:
         return
@@ -107,22 +117,23 @@ def left_behind(bootstrap: str, prefix: str) -> None:
     screen.say(f"look       choreo dlq report payments --bootstrap {bootstrap} --topic-prefix {prefix}")
 
 
-def _faults(story: Plan) -> list[tuple[str, Sequence[str], str]]:
-    """What is planned, the orders it is planned for (none for records that are no order), and how it ends when all is well."""
+def _faults(story: Plan) -> list[_Fault]:
     faults = story.faults
     planned = [
-        (
-            f"{screen.many(len(faults.answer_lost), 'answer')} of the card gateway get lost",
-            faults.answer_lost,
-            "; asked again, charged once",
+        _Fault(
+            f"{screen.many(len(faults.answer_lost), 'lost answer')} of the card gateway", faults.answer_lost, "asked again, charged once"
         ),
-        (f"{screen.many(len(faults.gateway_bug), 'card')} meet a bug of the gateway", faults.gateway_bug, " after the replay"),
-        (f"{screen.many(len(faults.over_limit), 'order')} over every card's limit", faults.over_limit, "; what was reserved is back"),
-        (f"{screen.many(len(faults.scarce), 'order')} for one of 3 lamps", faults.scarce, "; what was paid is paid back"),
-        (f"{screen.many(len(faults.published_twice), 'order')} published twice", faults.published_twice, ", once"),
+        _Fault(
+            f"{screen.many(len(faults.gateway_bug), 'card')} of a brand that the gateway chokes on", faults.gateway_bug, "by the replay"
+        ),
+        _Fault(f"{screen.many(len(faults.over_limit), 'order')} over every card's limit", faults.over_limit, "nothing stays reserved"),
+        _Fault(f"{screen.many(len(faults.scarce), 'order')} for one of 3 lamps", faults.scarce, "nobody pays for nothing"),
+        _Fault(f"{screen.many(len(faults.published_twice), 'order')} published twice", faults.published_twice, "charged and sent once"),
     ]
-    unreadable = [(f"{screen.many(len(faults.undecodable), 'record')} of bytes that are no event", (), "")] if faults.undecodable else []
-    return [*(fault for fault in planned if fault[1]), *unreadable]
+    unreadable = (
+        [_Fault(f"{screen.many(len(faults.undecodable), 'record')} of bytes that are no event", (), "")] if faults.undecodable else []
+    )
+    return [*(fault for fault in planned if fault.orders), *unreadable]
 
 
 def _ends(ends: Sequence[Status | None]) -> str:

@@ -225,12 +225,13 @@ def _show_report(found: Target, ledger: Ledger, made: Report, stacks: Sequence[s
 
 def _age(ledger: Ledger, made: Report, now: datetime) -> str:
     assert made.oldest is not None
-    age_s = (now - made.oldest).total_seconds()
-    text = f"oldest {screen.duration(age_s)}"
+    text = f"oldest {screen.duration((now - made.oldest).total_seconds())}"
     gone = sum(ledger.is_gone(letter) for letter in ledger.open())
     if ledger.retention_ms is not None and ledger.retention_ms >= 0:
-        left_s = ledger.retention_ms / 1000 - age_s
-        text += f"; Kafka deletes it in {screen.duration(left_s)}" if left_s > 0 else "; Kafka may delete it now"
+        # A letter that died again is a new record.
+        written = min(letter.last_failed_at for letter in ledger.open())
+        left_s = ledger.retention_ms / 1000 - (now - written).total_seconds()
+        text += f"; Kafka deletes the first in {screen.duration(left_s)}" if left_s > 0 else "; Kafka may delete the first now"
     return text + (f"; of {gone:,} the record is gone already" if gone else "")
 
 

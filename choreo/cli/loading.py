@@ -17,9 +17,11 @@ from choreo.broker import Broker
 from choreo.errors import ChoreoError, ConfigurationError, did_you_mean
 from choreo.runtime.reading import rename
 from choreo.service import Service
-from choreo.settings import Resolved, ServiceSettings, Setting
+from choreo.settings import Resolved, ServiceSettings
 
 Flags = Mapping[str, object]
+_PLACE = ("bootstrap", "topic_prefix", "topic_names")
+"""Settings that say where a service's topics are."""
 _OURS = f"{Path(__file__).parents[1]}{os.sep}"
 
 
@@ -46,20 +48,20 @@ class Target:
     @property
     def words(self) -> str:
         """What a command that needs no code says to mean this service again."""
-        return (self.said if self._bootstrap.origin == "code" else self.name) + self._where
+        only_code_knows = any(
+            setting.origin == "code" and (setting.name in _PLACE or setting.name.startswith("kafka ")) for setting in self.resolved.origins
+        )
+        return (self.said if only_code_knows else self.name) + self._flags
 
     @property
     def code_words(self) -> str:
         """What a command that needs its code says."""
-        return (self.said if ":" in self.said else "MODULE:NAME") + self._where
+        return (self.said if ":" in self.said else "MODULE:NAME") + self._flags
 
     @property
-    def _where(self) -> str:
-        return f" --bootstrap {self._bootstrap.value}" if self._bootstrap.origin.startswith("flag") else ""
-
-    @property
-    def _bootstrap(self) -> Setting:
-        return next(setting for setting in self.resolved.origins if setting.name == "bootstrap")
+    def _flags(self) -> str:
+        given = [setting for setting in self.resolved.origins if setting.name in _PLACE and setting.origin.startswith("flag")]
+        return "".join(f" --{setting.name.replace('_', '-')} {setting.value}" for setting in given)
 
     @property
     def names(self) -> Callable[[str], str]:

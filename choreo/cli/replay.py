@@ -17,10 +17,9 @@ from choreo.cli import options, screen
 from choreo.cli.asking import confirm
 from choreo.cli.loading import Target, find_target
 from choreo.errors import ConfigurationError
-from choreo.letter import replay_topic
+from choreo.letter import UNREADABLE, LetterState, replay_topic
 from choreo.replay.ledger import Ledger, RunView, read_ledger
 from choreo.replay.plan import Refusal, ReplayPlan, Selection, plan_replay
-from choreo.replay.report import shown_handler
 from choreo.replay.run import Reason, follow, new_run_id, run_entries, tally, write_run
 
 SHOWN = 10
@@ -201,7 +200,7 @@ def _show_plan(found: Target, plan: ReplayPlan, selection: Selection) -> None:
         now = datetime.now(UTC)
         span = f"{screen.clock(first, now)} to {screen.clock(last, now)}"
         rows.append(("replays", f"{screen.many(len(letters), 'letter')}{kinds}; {screen.many(keys, 'key')}; died {span}"))
-        handlers = Counter(screen.safe(shown_handler(letter), 60) for letter in letters)
+        handlers = Counter(_reached(letter) for letter in letters)
         reached = ", ".join(
             f"{found.name}/{name} ({count})" if len(handlers) > 1 else f"{found.name}/{name}" for name, count in handlers.items()
         )
@@ -215,6 +214,10 @@ def _show_plan(found: Target, plan: ReplayPlan, selection: Selection) -> None:
     rows += [("leaves out", line) for line in _left_out(plan)]
     if rows:
         screen.show_facts(rows)
+
+
+def _reached(letter: LetterState) -> str:
+    return "(all handlers of its topic)" if letter.handler == UNREADABLE else screen.safe(letter.handler, 60)
 
 
 def _left_out(plan: ReplayPlan) -> list[str]:

@@ -22,6 +22,8 @@ from choreo.runtime.lifeline import Lifeline, Ready
 from choreo.runtime.supervisor import Crew, Supervisor
 from choreo.service import Started
 
+Shown = Literal["screen", "json", "nothing"]
+
 DIED = 1
 FIRST_PARTITIONS_S = 10.0
 SETTLES_S = 0.1
@@ -38,6 +40,7 @@ def run(
     reload: Annotated[bool, typer.Option("--reload", help="Drain and start again when a source file changes.")] = False,
     log_level: Annotated[Level, typer.Option("--log-level", help="Of the lines on stderr.")] = "info",
     show_screen: Annotated[bool, typer.Option("--screen/--no-screen", help="Show what was started.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Show it as one JSON document, once it is ready.")] = False,
     bootstrap: options.Bootstrap = None,
     topic_prefix: options.TopicPrefix = None,
     group_protocol: Annotated[Literal["auto", "classic", "consumer"] | None, typer.Option("--group-protocol")] = None,
@@ -71,11 +74,18 @@ def run(
     several = line is not None and line.workers > 1
     log_to_stderr(log_level, f"worker {line.number}" if line is not None and several else "")
     if line is None and (workers > 1 or reload):
-        raise typer.Exit(_supervise(target, flags, workers, reload=reload, arguments=["--log-level", log_level], shown=show_screen))
+        shown: Shown = "json" if as_json else "screen" if show_screen else "nothing"
+        raise typer.Exit(_supervise(target, flags, workers, reload=reload, arguments=["--log-level", log_level], shown=shown))
     found = load_target(target, flags)
     if line is not None:
         line.watch(found.settings.drain_s + LEAVING_S)
-    raise typer.Exit(asyncio.run(_Running(found, flags, line, shown=show_screen).run()))
+    try:
+        shown = "json" if as_json else "screen" if show_screen else "nothing"
+        raise typer.Exit(asyncio.run(_Running(found, flags, line, shown).run()))
+    finally:
+        # All is said and done: another Ctrl-C while the interpreter ends must not change how that looks.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _end_at_once(code: int) -> NoReturn:
@@ -93,7 +103,7 @@ def _nothing_begun(number: int, frame: object) -> None:
 class _Running:
     """One worker of this process. Owner: the event loop."""
 
-    def __init__(self, target: Target, flags: Mapping[str, Any], line: Lifeline | None, *, shown: bool) -> None:
+    def __init__(self, target: Target, flags: Mapping[str, Any], line: Lifeline | None, shown: Shown) -> None:
         self._target = target
         self._flags = flags
         self._line = line
@@ -120,7 +130,7 @@ class _Running:
 
     def _show(self, started: Started) -> None:
         self._started = True
-        if self._shown:
+        if self._shown == "screen":
             if self._line is None:
                 service = self._target.service
                 screen.say(start_screen.head(service.name, service.version, 1, ()))
@@ -142,8 +152,10 @@ class _Running:
         ready = Ready(took_s, len(partitions), of)
         if self._line is not None:
             self._line.report(ready)
-        elif self._shown:
+        elif self._shown == "screen":
             screen.out().print(start_screen.ready_line([ready], started.settings.drain_s), soft_wrap=True)
+        elif self._shown == "json":
+            screen.print_json(start_screen.as_json(self._target, started, ready))
         else:
             _log.info("ready in %.1f s, %d partitions", took_s, len(partitions))
 
@@ -151,7 +163,7 @@ class _Running:
 # ---- several ------------------------------------------------------------------------------------------------------------
 
 
-def _supervise(target: str, flags: Mapping[str, Any], workers: int, *, reload: bool, arguments: Sequence[str], shown: bool) -> int:
+def _supervise(target: str, flags: Mapping[str, Any], workers: int, *, reload: bool, arguments: Sequence[str], shown: Shown) -> int:
     """Runs the workers as processes of their own; the exit code for all."""
     # With --reload the code may be broken just now: then the workers say so, and start when it is mended.
     found = None if reload else load_target(target, flags)
@@ -161,15 +173,20 @@ def _supervise(target: str, flags: Mapping[str, Any], workers: int, *, reload: b
     base = [sys.executable, "-m", "choreo", "run", target, *arguments, *as_arguments(flags)]
 
     def command(number: int, life: int) -> list[str]:
-        return base if shown and number == 1 and life == 0 else [*base, "--no-screen"]
+        return base if shown == "screen" and number == 1 and life == 0 else [*base, "--no-screen"]
+
+    first_pids: list[int] = []
 
     def started(pids: Sequence[int]) -> None:
-        if shown:
+        first_pids.extend(pids)
+        if shown == "screen":
             screen.say(start_screen.head(name, version, workers, pids))
 
     def ready(reports: Sequence[Ready]) -> None:
-        if shown:
+        if shown == "screen":
             screen.out().print(start_screen.ready_line(reports, drain_s), soft_wrap=True)
+        elif shown == "json":
+            screen.print_json({"service": name, "version": version, "pid": os.getpid(), "workers": first_pids, "ready": reports})
 
     crew = Crew(
         command=command,

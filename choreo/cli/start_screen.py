@@ -39,6 +39,26 @@ def show_start(target: Target, started: Started) -> None:
     screen.show_facts(rows)
 
 
+def as_json(target: Target, started: Started, ready: Ready) -> dict[str, object]:
+    """The same facts for a program."""
+    service, settings, history = target.service, started.settings, started.worker.history
+    return {
+        "service": service.name,
+        "version": service.version,
+        "pid": os.getpid(),
+        "kafka": started.kafka,
+        "group": started.worker.plan.group,
+        "reacts_to": [
+            {"handler": spec.name, "topics": [target.names(topic) for topic in spec.topics], "types": spec.event_names()}
+            for spec in service.specs
+        ],
+        "emits": sorted({cls.__event__.type for cls in _emitted(service)}),
+        "store": _store(service, settings.effects),
+        "letters": {"open": history.open_letters, "oldest": history.oldest_open_at},
+        "ready": ready,
+    }
+
+
 def _reactions(service: Service, topics: Mapping[str, TopicInfo], target: Target) -> list[str]:
     rows: list[tuple[str, ...]] = []
     for spec in service.specs:

@@ -1,7 +1,7 @@
 """How does a flow look on a terminal? The tree as plain lines; marks carry the meaning, colour may be added.
 
 ``✓`` done, ``✗`` dead, ``⏸`` parked, ``–`` discarded. An event line has its place and time (UTC), a handler line what is
-known of it. tests/unit/test_flow_render.py has the golden text.
+known of it. tests/unit/test_flow_tree.py has the golden text.
 """
 
 from __future__ import annotations

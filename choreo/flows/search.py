@@ -25,7 +25,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a search brought: `unread` records of its topics were not looked at, for a bound was reached."""
+    """What a search brought: `unread` records of its topics were not looked at, or not kept, for a bound was reached."""
 
     records: list[Record]
     read: int
@@ -47,7 +47,7 @@ def search(reader: LogReader, topics: Collection[str], wanted: Callable[[Record]
     ends = {partition: between for topic in topics for partition, between in reader.ends(topic).items()}
     starts = _newest({p: (first, end) for p, (first, end) in ends.items() if end > first}, bounds.max_records)
     found: list[Record] = []
-    read = 0
+    read = too_many = 0
     position: Mapping[TopicPartition, int] = starts
     if starts:
         reader.assign(starts)
@@ -57,9 +57,12 @@ def search(reader: LogReader, topics: Collection[str], wanted: Callable[[Record]
                 read += 1
                 if wanted(record) and len(found) < bounds.max_found:
                     found.append(record)
+                elif len(found) >= bounds.max_found:
+                    too_many += 1
         position = reader.position()
     before = sum(starts[p] - ends[p][0] for p in starts)
-    return Found(found, read, before + sum(max(0, ends[p][1] - position[p]) for p in starts))
+    after = sum(max(0, ends[p][1] - position[p]) for p in starts)
+    return Found(found, read - too_many, before + after + too_many)
 
 
 def _newest(ends: Mapping[TopicPartition, tuple[int, int]], max_records: int) -> dict[TopicPartition, int]:
@@ -76,21 +79,17 @@ def find_flow(
     events went. Raises BrokerError."""
     events = search(reader, topics, lambda record: read_wire(record).flow_id == flow_id, bounds)
     ids = {read_wire(record).event_id for record in events.records}
-    letters = [letter for service in services for letter in _letters(reader, service, ids, bounds)]
-    runs: dict[str, Run] = {}
-    ended: list[Ended] = []
-    for service in services:
-        if any(letter.service == service.service for letter in letters):
-            begun, outcomes = _replays(reader, service, ids, bounds)
-            runs |= begun
-            ended += outcomes
+    letters = _letters(reader, {service.letters: service.service for service in services}, ids, bounds)
+    died_in = {letter.service for letter in letters}
+    runs, ended = _replays(reader, {service.replay: service.service for service in services if service.service in died_in}, ids, bounds)
     return Evidence(records=events.records, letters=letters, runs=runs, outcomes=ended), events
 
 
-def _letters(reader: LogReader, service: ServiceTopics, ids: Collection[str], bounds: Bounds) -> list[Letter]:
-    found = search(reader, [service.letters], lambda record: _letter_of(record) in ids, bounds)
-    states = (_read(read_state, record) for record in found.records)
-    return [Letter(service.service, state) for state in states if isinstance(state, LetterState)]
+def _letters(reader: LogReader, services: Mapping[str, str], ids: Collection[str], bounds: Bounds) -> list[Letter]:
+    """The states of letters of these events, in the order of each log; `services` by the topic of their letters."""
+    found = search(reader, services, lambda record: _letter_of(record) in ids, bounds)
+    states = ((record.topic, _read(read_state, record)) for record in found.records)
+    return [Letter(services[topic], state) for topic, state in states if isinstance(state, LetterState)]
 
 
 def _letter_of(record: Record) -> str | None:
@@ -100,11 +99,13 @@ def _letter_of(record: Record) -> str | None:
     return record.key.decode("utf-8", "replace").split("|", 2)[2]
 
 
-def _replays(reader: LogReader, service: ServiceTopics, ids: Collection[str], bounds: Bounds) -> tuple[dict[str, Run], list[Ended]]:
-    entries = [_read(read_replay, record) for record in search(reader, [service.replay], lambda _: True, bounds).records]
-    ended = [Ended(service.service, entry) for entry in entries if isinstance(entry, ReplayOutcome) and entry.event_id in ids]
+def _replays(reader: LogReader, services: Mapping[str, str], ids: Collection[str], bounds: Bounds) -> tuple[dict[str, Run], list[Ended]]:
+    """The replays of these events' letters, and the runs they belong to; `services` by the topic of their replay logs."""
+    found = search(reader, services, lambda _: True, bounds)
+    entries = [(record.topic, _read(read_replay, record)) for record in found.records]
+    ended = [Ended(services[topic], entry) for topic, entry in entries if isinstance(entry, ReplayOutcome) and entry.event_id in ids]
     runs = {outcome.run for _, outcome in ended}
-    return {entry.run: entry for entry in entries if isinstance(entry, Run) and entry.run in runs}, ended
+    return {entry.run: entry for _, entry in entries if isinstance(entry, Run) and entry.run in runs}, ended
 
 
 def _read(read: Callable[[Record], object], record: Record) -> object:

@@ -183,7 +183,8 @@ class KafkaLogReader:
             error = message.error()
             if error is not None:
                 problem = broker_error(error, f"reading {message.topic() or 'a log'}")
-                if problem.retriable:
+                # It is in no group: librdkafka looks for the group's coordinator all the same, and may be refused.
+                if problem.retriable or problem.code == "GROUP_AUTHORIZATION_FAILED":
                     continue
                 raise problem
             records.append(record_of(message))

@@ -78,7 +78,7 @@ class KafkaProducer:
 
     def _produce(self, client: Producer, sent: _Sent) -> None:
         record = sent.record
-        headers = record.headers if type(record.headers) is list else list(record.headers)
+        headers: Any = record.headers if type(record.headers) is list else list(record.headers)
         if record.partition is None:
             client.produce(record.topic, record.value, record.key, headers=headers, on_delivery=sent.delivered)
         else:

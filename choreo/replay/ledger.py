@@ -158,16 +158,17 @@ def read_ledger(broker: Broker, service: str, names: Callable[[str], str]) -> Le
         )
     reader = broker.reader()
     try:
-        ledger = fold(service, read_all(reader, states), read_all(reader, log))
-        ends = reader.ends(dlq)
+        ends = {topic: reader.ends(topic) for topic in (states, log, dlq)}
+        records = read_partitions(reader, {**ends[states], **ends[log]})
     finally:
         reader.close()
+    ledger = fold(service, *([record for record in records if record.topic == topic] for topic in (states, log)))
     return Ledger(
         service=service,
         letters=ledger.letters,
         runs=ledger.runs,
         unreadable=ledger.unreadable,
-        dlq_ends=ends,
+        dlq_ends=ends[dlq],
         retention_ms=_number(topics[dlq].config.get("retention.ms")),
     )
 

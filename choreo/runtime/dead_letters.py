@@ -17,7 +17,7 @@ from pathlib import PurePath
 from choreo import failpoint
 from choreo.broker import Report
 from choreo.core.engine import Delivery
-from choreo.errors import BrokerError, DecodeError
+from choreo.errors import BrokerError, DecodeError, told
 from choreo.letter import Death, LetterState, Place, dead_letter, dlq_topic, letter_state, letters_topic, state_record
 from choreo.runtime.sends import Sends
 
@@ -105,7 +105,7 @@ def error_type(error: Exception) -> str:
 
 def describe(delivery: Delivery, error: Exception) -> str:
     """What happened, against what, and who sent it: ``orders[3]@1842: payload of order.placed: ..., by orders/place-order``."""
-    text = f"{delivery.record.origin}: {error}" if str(error) else f"{delivery.record.origin}: {type(error).__qualname__}"
+    text = f"{delivery.record.origin}: {told(error)}"
     source = delivery.wire.source
     if isinstance(error, DecodeError):
         return f"{text}; fix the producer {source or '(unknown: no choreo-source header)'}, then replay"

@@ -14,7 +14,7 @@ import msgspec
 
 from choreo import failpoint
 from choreo.core.engine import Delivery
-from choreo.errors import DecodeError, PermanentError
+from choreo.errors import DecodeError, PermanentError, TransientError, told
 from choreo.handler import Context, Failure, HandlerSpec
 from choreo.record import Outgoing
 from choreo.runtime.claims import Claims
@@ -88,12 +88,12 @@ async def deliver(delivery: Delivery, wiring: Wiring) -> Outcome:
         if failpoint.ACTIVE:
             failpoint.hit("after_handler")
         return answered(delivery, spec, answer, wiring, None if attempt is None else attempt.traceparent)
-    except Exception as error:  # noqa: BLE001 - becomes a value
-        problem = error
-        return Failed(error)
-    except BaseException as error:
+    except (asyncio.CancelledError, KeyboardInterrupt) as error:
         problem = error
         raise
+    except BaseException as error:  # noqa: BLE001 - becomes a value
+        problem = error
+        return _failed(error)
     finally:
         if attempt is not None:
             attempt.end(problem)
@@ -121,12 +121,20 @@ def deliver_on_thread(delivery: Delivery, wiring: Wiring) -> Outcome:
                 "make the decorator's wrapper 'async def' too"
             )
         return answered(delivery, spec, answer, wiring, None if attempt is None else attempt.traceparent)
-    except Exception as error:  # noqa: BLE001 - becomes a value
+    except BaseException as error:  # noqa: BLE001 - becomes a value: a thread that ended of SystemExit would take its event with it
         problem = error
-        return Failed(error)
+        return _failed(error)
     finally:
         if attempt is not None:
             attempt.end(problem)
+
+
+def _failed(error: BaseException) -> Failed:
+    if isinstance(error, Exception):
+        return Failed(error)
+    made = TransientError(f"it raised {type(error).__qualname__}: {told(error)}")
+    made.__cause__ = error
+    return Failed(made)
 
 
 def answered(delivery: Delivery, spec: HandlerSpec, answer: object, wiring: Wiring, traceparent: str | None) -> Outcome:
@@ -150,8 +158,10 @@ async def recover(delivery: Delivery, failure: Failure, wiring: Wiring) -> Outco
         else:
             answer = await asyncio.to_thread(spec.handler.recover, delivery.event, failure, context)
         return answered(delivery, spec, answer, wiring, None)
-    except Exception as error:  # noqa: BLE001 - becomes a value
-        return Failed(error)
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # noqa: BLE001 - becomes a value
+        return _failed(error)
 
 
 def context_of(delivery: Delivery, spec: HandlerSpec, service: str) -> Context[None]:

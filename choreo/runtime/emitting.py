@@ -166,7 +166,7 @@ def _key(kind: _Kind, emit: Emit[Any], event: Any) -> str | None:
         return emit.key
     if kind.key is not None and type(event) is not Tombstone and type(value := getattr(event, kind.key)) is str:
         return value
-    if type(event) is Tombstone:
+    if isinstance(event, Tombstone):
         return event.key
     if kind.key is None:
         return None
@@ -176,4 +176,5 @@ def _key(kind: _Kind, emit: Emit[Any], event: Any) -> str | None:
         raise PermanentError(str(error)) from error
 
 
-_PLAIN: Emit[Any] = Emit(event=None)
+_NOTHING: Any = None
+_PLAIN: Emit[Any] = Emit(event=_NOTHING)

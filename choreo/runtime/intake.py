@@ -142,6 +142,9 @@ class Intake:
         finally:
             consumer.close()
             self._report_commits(consumer)
+            if self._mine:
+                # A consumer that failed for good closes without a word about what it had.
+                self.lost(list(self._mine))
 
     def _may_rebuild(self, error: BrokerError) -> bool:
         # What went well before and is refused now (an ACL, a fatal client) may go well again; what never did is a mistake.

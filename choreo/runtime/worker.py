@@ -23,7 +23,7 @@ from choreo.broker import Broker
 from choreo.codec import Codec
 from choreo.core.engine import Delivery, Engine, Partition, Route
 from choreo.core.retry import GiveUp, RetryAfter
-from choreo.errors import BrokerError, DecodeError, HandlerTimeoutError, PermanentError, StoreError, TransientError
+from choreo.errors import BrokerError, DecodeError, HandlerTimeoutError, PermanentError, StoreError, TransientError, told
 from choreo.handler import Failure, HandlerSpec
 from choreo.letter import LetterState
 from choreo.runtime.claims import Claims
@@ -327,7 +327,7 @@ class Worker:
                     self._die(delivery, error, first)
 
     async def _recover(self, delivery: Delivery, error: Exception, first: datetime, permanent: bool) -> None:
-        failure = Failure(error_type(error), str(error), delivery.attempts, permanent, first, datetime.now(UTC))
+        failure = Failure(error_type(error), told(error), delivery.attempts, permanent, first, datetime.now(UTC))
         outcome = await recover(delivery, failure, self._wiring)
         if isinstance(outcome, Failed):
             self._recover_failed(delivery, error, outcome.error, first)
@@ -349,13 +349,13 @@ class Worker:
         self.sends.send(outcome.records, acknowledged)
 
     def _recover_failed(self, delivery: Delivery, error: Exception, problem: Exception, first: datetime) -> None:
-        _log.error("%s: recover failed as well: %s", delivery.route.name, problem)
+        _log.error("%s: recover failed as well: %s", delivery.route.name, told(problem))
         problem.__context__ = error
         self._die(delivery, problem, first)
 
     def _recovered(self, delivery: Delivery, error: Exception) -> None:
         self.counters.recovered += 1
-        _log.warning("%s: %s: recovered after %d attempts (%s)", delivery.route.name, delivery.record.origin, delivery.attempts, error)
+        _log.warning("%s: %s: recovered after %d attempts (%s)", delivery.route.name, delivery.record.origin, delivery.attempts, told(error))
         self._succeeded(delivery)
 
     def _die(self, delivery: Delivery, error: Exception, first: datetime) -> None:
@@ -375,7 +375,7 @@ class Worker:
             )
             self._settle(delivery, letter=state)
 
-        _log.debug("%s dies: %s", event_type_of(delivery), error)
+        _log.debug("%s dies: %s", event_type_of(delivery), told(error))
         self._letters.write(delivery, error, first, safe)
 
     def _store_failed(self, delivery: Delivery, error: StoreError) -> None:

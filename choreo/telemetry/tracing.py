@@ -11,6 +11,7 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from choreo.envelope import Wire
+from choreo.errors import told
 from choreo.record import Record
 
 
@@ -32,7 +33,7 @@ class Attempt:
         otel_context.detach(self._token)
         if error is not None:
             self._span.set_attribute("error.type", type(error).__qualname__)
-            self._span.set_status(Status(StatusCode.ERROR, str(error)[:200]))
+            self._span.set_status(Status(StatusCode.ERROR, told(error)[:200]))
         self._span.end()
 
 

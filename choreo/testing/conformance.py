@@ -703,6 +703,26 @@ class BrokerConformance:
         assert (refused.value.code, refused.value.retriable) == ("INVALID_PARTITIONS", False)
         cluster.close()
 
+    def test_a_topics_settings_are_set_beside_those_it_has(self, broker: Broker) -> None:
+        cluster = broker.cluster()
+        name = f"set-{uuid.uuid4().hex[:12]}"
+        cluster.create([TopicInfo(name, 1, 1, {"retention.ms": "1000000", "cleanup.policy": "delete"})])
+        self.visible(broker, name, 1)
+
+        cluster.configure(name, {"cleanup.policy": "compact", "max.message.bytes": "2097152"})
+
+        deadline = time.monotonic() + self.deadline_s
+        wanted = {"retention.ms": "1000000", "cleanup.policy": "compact", "max.message.bytes": "2097152"}
+        while (found := cluster.topics()[name].config) != wanted:
+            assert time.monotonic() < deadline, f"{name}: {found}"
+        cluster.close()
+
+    def test_a_cluster_counts_its_brokers(self, broker: Broker) -> None:
+        cluster = broker.cluster()
+
+        assert cluster.brokers() >= 1
+        cluster.close()
+
     def test_a_cluster_describes_itself_in_one_line(self, broker: Broker) -> None:
         cluster = broker.cluster()
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-import orjson
+import msgspec
 
 SERVICE = "payments"
 HANDLER = "book"
@@ -40,10 +40,9 @@ class Conduct:
 
     def environment(self) -> dict[str, str]:
         """For the worker's process."""
-        return {VARIABLE: orjson.dumps(asdict(self)).decode()}
+        return {VARIABLE: msgspec.json.encode(self).decode()}
 
     @staticmethod
     def of_this_process() -> Conduct:
         """The other way."""
-        found = orjson.loads(os.environ[VARIABLE])
-        return Conduct(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+        return msgspec.json.decode(os.environ[VARIABLE], type=Conduct)

@@ -1,20 +1,37 @@
-"""What the chaos tests share: a scene on the broker of the whole run."""
+"""What the chaos tests share: a scene on the broker of the whole run, and one on each group protocol on three brokers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.scene import Scene
+from tests.chaos.scene import PATIENT_SESSION_MS, Scene
+from tests.conftest import GROUP_PROTOCOLS
 from tests.support.kafka_access import KafkaAccess
+from tests.support.kafka_cluster import KafkaCluster
 from tests.support.names import Names
 
 
 @pytest.fixture
 def scene(kafka: KafkaAccess, names: Names, group_protocol: str, tmp_path: Path) -> Iterator[Scene]:
     """A service of this test alone; each test that asks runs once with each group protocol."""
-    made = Scene(kafka, names, group_protocol, tmp_path)
-    yield made
-    made.close()
+    with closing(Scene(kafka, names, group_protocol, tmp_path)) as made:
+        yield made
+
+
+@pytest.fixture
+def scenes3(kafka3: KafkaCluster, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[Scene]]:
+    """Two services on three brokers, one with each group protocol, that meet the same faults at the same time."""
+    with ExitStack() as stack:
+        made = []
+        for protocol in GROUP_PROTOCOLS:
+            directory = tmp_path / protocol
+            directory.mkdir()
+            names = Names(f"{protocol}-{request.node.name}")
+            scene = Scene(kafka3.access(), names, protocol, directory, session_ms=PATIENT_SESSION_MS)
+            made.append(stack.enter_context(closing(scene)))
+        yield made
+        kafka3.heal()

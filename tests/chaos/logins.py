@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from confluent_kafka.admin import AclBinding
+from confluent_kafka.admin import AclBinding  # type: ignore[attr-defined]
 
 from tests.chaos.scene import Scene
 from tests.support.kafka_cluster import KafkaCluster
@@ -20,9 +20,7 @@ def scene_of_payments(cluster: KafkaCluster, names: Names, protocol: str, direct
 
 def allow(cluster: KafkaCluster, scene: Scene, *topics: str) -> list[AclBinding]:
     """Lets the user write and describe these topics, and read them."""
-    return [
-        cluster.permissions.allow(USER, operation, topic=topic) for topic in topics for operation in ("READ", "WRITE", "DESCRIBE")
-    ]
+    return [cluster.permissions.allow(USER, operation, topic=topic) for topic in topics for operation in ("READ", "WRITE", "DESCRIBE")]
 
 
 def allow_group(cluster: KafkaCluster, scene: Scene) -> AclBinding:

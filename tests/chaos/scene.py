@@ -30,7 +30,8 @@ from tests.support.producer import produce_events, random_events
 
 WORKER = Path(__file__).with_name("worker_main.py")
 PARTITIONS = 4
-SESSION_MS = 1500
+PATIENT_SESSION_MS = 45_000
+"""As it is by default. For members that leave by themselves, if at all: the machine may be busy, or a broker away."""
 HEARTBEAT_MS = 300
 CATCH_UP_S = 45.0
 END_S = 30.0
@@ -39,9 +40,8 @@ SHOWN_CHARS = 6000
 
 class Scene:
     """Owns its topics and its workers; `close` ends both. `protocol`: the workers' group protocol, unless one is told another.
-    `login`: who the workers are; the test itself is who `kafka` says.
-
-    Group sessions are 1.5 s, so that a dead member's partitions move soon. All workers share one ledger and one claims file.
+    `login`: who the workers are; the test itself is who `kafka` says. `session_ms`: how long a silent member is waited for;
+    short, so that a dead one's partitions move soon. All workers share one ledger and one claims file.
     """
 
     def __init__(
@@ -52,9 +52,11 @@ class Scene:
         directory: Path,
         *,
         partitions: int = PARTITIONS,
+        session_ms: int = 1500,
         login: Mapping[str, str] | None = None,
     ) -> None:
         self.kafka = kafka
+        self._session_ms = session_ms
         self._login = kafka.security if login is None else login
         self.protocol = protocol
         self.directory = directory
@@ -71,7 +73,7 @@ class Scene:
         kafka.create_topic(self.dlq, partitions=2)
         kafka.create_topic(self.letters, partitions=2, config={"cleanup.policy": "compact"})
         kafka.create_topic(self.replays)
-        kafka.set_session(self.group, session_ms=SESSION_MS, heartbeat_ms=HEARTBEAT_MS)
+        kafka.set_session(self.group, session_ms=session_ms, heartbeat_ms=HEARTBEAT_MS)
 
     # ---- workers --------------------------------------------------------------------------------------------------
 
@@ -93,7 +95,8 @@ class Scene:
     ) -> WorkerProcess:
         """A member that is not started yet. `properties`: librdkafka's, over the session's and the cluster's."""
         protocol = protocol or self.protocol
-        session = {"session.timeout.ms": str(SESSION_MS), "heartbeat.interval.ms": str(HEARTBEAT_MS)} if protocol == "classic" else {}
+        classic = {"session.timeout.ms": f"{self._session_ms}", "heartbeat.interval.ms": f"{HEARTBEAT_MS}"}
+        session = classic if protocol == "classic" else {}
         settings = {
             "CHOREO_BOOTSTRAP": self.kafka.bootstrap,
             "CHOREO_GROUP_PROTOCOL": protocol,

@@ -49,3 +49,4 @@ def test_the_keys_wait_and_nothing_is_committed_beyond_them_until_it_may(scene: 
     assert (committed_meanwhile, letters_meanwhile) == ([], [])
     assert {letter.event_id for letter in scene.letters_written()} == {event.event_id for event in [*first, *second]}
     assert "its key waits" in worker.output()
+    assert "choreo.replay" not in worker.output(), "the replay log is read outside of any group: it needs no right to one"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.conduct import DONE
-from tests.chaos.scene import END_S, Scene, counts, full, seed_of_run
+from tests.chaos.scene import END_S, PATIENT_SESSION_MS, Scene, counts, full, seed_of_run
 from tests.support.kafka_access import KafkaAccess
 from tests.support.names import Names
 from tests.support.process import WorkerProcess
@@ -24,14 +24,12 @@ MEMBERS = 8 if full() else 4
 STORM_S = 60.0 if full() else 12.0
 EVERY_S = 0.5
 LAG_GONE_S = 30.0
-PATIENT_SESSION = {"classic": {"session.timeout.ms": "10000", "heartbeat.interval.ms": "300"}, "consumer": {}}
-"""Members leave by themselves here; none is to be thought dead because the machine is busy."""
 
 
 @pytest.fixture
 def scene(kafka: KafkaAccess, names: Names, group_protocol: str, tmp_path: Path) -> Iterator[Scene]:
-    """With a partition for every member, and some more."""
-    made = Scene(kafka, names, group_protocol, tmp_path, partitions=12)
+    """With a partition for every member, and some more; nobody dies here."""
+    made = Scene(kafka, names, group_protocol, tmp_path, partitions=12, session_ms=PATIENT_SESSION_MS)
     yield made
     made.close()
 
@@ -39,8 +37,7 @@ def scene(kafka: KafkaAccess, names: Names, group_protocol: str, tmp_path: Path)
 @pytest.mark.timeout(240)
 def test_members_that_come_and_go_lose_nothing_and_do_nothing_twice(scene: Scene) -> None:
     chance = random.Random(seed := seed_of_run())
-    scene.kafka.set_session(scene.group, session_ms=10_000, heartbeat_ms=300)
-    members = [scene.worker(f"member{n}", properties=PATIENT_SESSION[scene.protocol]) for n in range(MEMBERS)]
+    members = [scene.worker(f"member{n}") for n in range(MEMBERS)]
     members[0].restart()
 
     with scene.watch_commits() as commits, Load(scene.kafka, scene.orders, keys=20, rate_per_s=100, seed=seed) as load:

@@ -121,6 +121,7 @@ def test_settings_of_the_environment_do_not_change_the_story(tmp_path: Path) -> 
         (FORGETS_A_PARCEL, "FAIL  o-1009: neither shipped nor cancelled"),
         (MENDS_NOTHING, "FAIL  payments: the letter of o-1048 in charge-card is open"),
     ],
+    ids=["an effect twice", "an order without an end", "a fix that is none"],
 )
 def test_a_shop_that_does_wrong_is_found_out(tmp_path: Path, bug: str, found: str) -> None:
     told = run(tmp_path, "--orders", "60", first=bug)

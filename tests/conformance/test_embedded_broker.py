@@ -19,6 +19,7 @@ LIMITS: Mapping[str, str] = {
     "test_a_record_for_an_unknown_topic_is_refused_for_good": "it does not say so: the record expires",
     "test_a_topic_that_was_made_is_there_and_cannot_be_made_again": "its topics have 4 partitions and no settings",
     "test_partitions_can_be_added": "its topics have 4 partitions",
+    "test_a_topics_settings_are_set_beside_those_it_has": "its topics have no settings",
 }
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,6 +17,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
+    NewPartitions,
     NewTopic,
     ResourceType,
 )
@@ -23,11 +26,15 @@ from choreo import Handler, KafkaSettings, Service, ServiceSettings
 from choreo.letter import (
     LetterState,
     ReplayEntry,
+    ReplayOutcome,
+    Request,
+    Run,
     dlq_headers,
     dlq_topic,
     letters_topic,
     read_replay,
     read_state,
+    replay_record,
     replay_topic,
     without_dlq_headers,
 )
@@ -105,6 +112,12 @@ class Ground:
         """The broker's name of a logical topic."""
         return self.prefix + name
 
+    def grow(self, name: str, total: int) -> None:
+        """Gives a logical topic so many partitions."""
+        topic = self.topic(name)
+        self.kafka.admin.create_partitions([NewPartitions(topic, total)], request_timeout=REQUEST_S)[topic].result(REQUEST_S * 2)
+        wait_for(lambda: len(self._producer.list_topics(topic).topics[topic].partitions) == total, f"{topic} has {total}", deadline_s=30)
+
     def configure(self, topic: str, settings: Mapping[str, str]) -> None:
         """Sets these settings of a topic of the broker's; returns when the broker knows them."""
         entries = [ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in settings.items()]
@@ -131,6 +144,10 @@ class Ground:
 
     def put(self, topic: str, *records: Sent) -> list[Record]:
         """Writes these bytes to a logical topic; the records as Kafka has them, in order."""
+        return self.put_at(topic, 0, *records)
+
+    def put_at(self, topic: str, timestamp_ms: int, *records: Sent) -> list[Record]:
+        """The same with a record timestamp; 0 is now."""
         written: list[Record] = []
 
         def report(error: KafkaError | None, message: Message) -> None:
@@ -138,7 +155,9 @@ class Ground:
             written.append(as_record(message))
 
         for value, key, headers, partition in records:
-            self._producer.produce(self.topic(topic), value, key, partition, headers=list(headers), on_delivery=report)
+            self._producer.produce(
+                self.topic(topic), value, key, partition, headers=list(headers), on_delivery=report, timestamp=timestamp_ms
+            )
             self._producer.poll(0)
         assert self._producer.flush(REQUEST_S) == 0
         return written
@@ -189,6 +208,20 @@ class Ground:
         }
         return WorkerProcess(["-m", "choreo", "run", target, *arguments], log=log, environment=settings)
 
+    async def forget_group(self) -> None:
+        """Deletes the group with its committed offsets, as their expiry would."""
+
+        def deleted() -> bool:
+            try:
+                self.kafka.admin.delete_consumer_groups([self.group], request_timeout=REQUEST_S)[self.group].result(REQUEST_S * 2)
+            except KafkaException as error:
+                # The last member has only just left.
+                assert error.args[0].code() == KafkaError.NON_EMPTY_GROUP, error
+                return False
+            return True
+
+        await becomes(deleted, f"{self.group} is deleted")
+
     async def read_again(self, topic: str) -> None:
         """Takes the group's committed offsets of a logical topic back to the beginning, as an operator's tool would."""
         places = [ClientPartition(p.topic, p.partition, 0) for p in self.kafka.partitions(self.topic(topic))]
@@ -204,6 +237,42 @@ class Ground:
                 return False
 
         await becomes(set_back, f"{self.group} begins {topic} again")
+
+    def ask(self, *letters: LetterState, forced: bool = False) -> str:
+        """An operator's request to run these letters again, as ``choreo replay`` writes it; the run's id."""
+        run, at = secrets.token_hex(4), datetime.now(UTC)
+        entries: list[ReplayEntry] = [Run(run=run, by="ana", reason="fixed", forced=forced, letters=len(letters), at=at)]
+        for letter in letters:
+            entries.append(
+                Request(
+                    run=run,
+                    handler=letter.handler,
+                    event_id=letter.event_id,
+                    origin=letter.origin,
+                    dlq=letter.dlq,
+                    by="ana",
+                    reason="fixed",
+                    forced=forced,
+                    at=at,
+                )
+            )
+        records = [replay_record(self.replays, entry) for entry in entries]
+        self.put(self.replays.removeprefix(self.prefix), *(Sent(record.value, record.key) for record in records))
+        return run
+
+    async def answered(self, run: str, count: int, worker: Worker) -> list[ReplayOutcome]:
+        """The outcomes of a run, when there are `count`."""
+
+        def outcomes() -> list[ReplayOutcome]:
+            return [entry for entry in self.replay_log() if isinstance(entry, ReplayOutcome) and entry.run == run]
+
+        ends_at = time.monotonic() + CATCH_UP_S
+        while len(found := await asyncio.to_thread(outcomes)) < count:
+            if worker.failure.done():
+                worker.failure.result()
+            assert time.monotonic() < ends_at, f"run {run}: {found} of {count} outcomes after {CATCH_UP_S:g} s"
+            await asyncio.sleep(LOOK_AGAIN_S)
+        return found
 
     # ---- what comes out -----------------------------------------------------------------------------------------------
 

@@ -265,7 +265,7 @@ def test_an_unknown_service_and_an_unreachable_kafka_are_one_line(shop: Shop) ->
 def test_a_wrong_password_is_one_line_that_says_so(kafka_sasl: KafkaCluster, tmp_path: Path) -> None:
     access = kafka_sasl.access()
     shop = Shop(access, "t-", tmp_path)
-    properties = "security.protocol=SASL_PLAINTEXT;sasl.mechanism=PLAIN;sasl.username=payments;sasl.password=wrong"
+    properties = "security.protocol=SASL_PLAINTEXT;sasl.mechanism=SCRAM-SHA-256;sasl.username=payments;sasl.password=wrong"
 
     said = shop.choreo("dlq", "ls", "shop", CHOREO_KAFKA_PROPERTIES=properties)
 

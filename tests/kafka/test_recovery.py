@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from choreo import Context, Emit, Emits, Envelope, Failure, Handler, MemoryStore, PermanentError
@@ -40,7 +42,7 @@ async def test_a_final_failure_becomes_emits_and_no_letter(ground: Ground, caplo
     worker = await ground.run(ground.service(refund))
 
     assert [b'"note":"refunded"' in (record.value or b"") for record in ground.records("paid")] == [True, True]
-    assert dict(ground.records("paid")[0].headers)["choreo-causation-id"] == b"e-1"
+    assert {record.key: dict(record.headers)["choreo-causation-id"] for record in ground.records("paid")}[b"o-1"] == b"e-1"
     assert ground.dead() == []
     assert (worker.counters.recovered, worker.counters.dead_lettered, refund.calls) == (2, 0, 6)
     assert [(f.error_type, f.message, f.attempts, f.permanent) for f in refund.failures] == [("ValueError", "gateway gone", 3, False)] * 2
@@ -93,7 +95,9 @@ async def test_a_recovered_event_is_claimed_and_does_not_run_again(ground: Groun
     assert (refund.calls, worker.counters.duplicates, len(ground.records("paid"))) == (3, 1, 1)
 
 
-async def test_a_plain_handler_recovers_too(ground: Ground) -> None:
+async def test_a_plain_handler_recovers_on_a_thread_too(ground: Ground) -> None:
+    threads: list[int] = []
+
     class Plain(Handler[Placed]):
         retry = QUICK
 
@@ -101,6 +105,7 @@ async def test_a_plain_handler_recovers_too(ground: Ground) -> None:
             raise ValueError("no")
 
         def recover(self, event: Envelope[Placed], failure: Failure, context: Context) -> Emits:
+            threads.append(threading.get_ident())
             return [Emit(Paid(order_id="o-1"), key="elsewhere")]
 
     ground.make(orders=1, paid=1)
@@ -110,3 +115,4 @@ async def test_a_plain_handler_recovers_too(ground: Ground) -> None:
 
     assert [record.key for record in ground.records("paid")] == [b"elsewhere"]
     assert worker.counters.recovered == 1
+    assert threads != [threading.get_ident()]

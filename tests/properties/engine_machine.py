@@ -17,7 +17,7 @@ Written: TypeAlias = tuple[TopicPartition, int, bytes | None, tuple[int, ...]]
 
 partitions = st.sampled_from(PARTITIONS)
 keys = st.sampled_from(KEYS)
-handlers = st.sets(st.integers(0, 3), max_size=3).map(lambda found: tuple(sorted(found)))
+handlers = st.sampled_from(((), (0,), (1,), (2,), (3,), (0, 2), (1, 2), (2, 3), (0, 1, 3)))
 gaps = st.integers(0, 2)
 events: st.SearchStrategy[Written] = st.tuples(partitions, gaps, keys, handlers)
 chosen = st.integers(0, 63)
@@ -32,16 +32,21 @@ class EngineMachine(RuleBasedStateMachine):
     def __init__(self, make_engine: Callable[..., Engine] = Engine) -> None:
         super().__init__()
         self.rig = Rig(make_engine)
+        self.only: int | None = None
 
     # ---- what comes in ----------------------------------------------------------------------------------------------
 
-    @initialize(log=st.lists(events, min_size=6, max_size=20), assigned=st.sets(partitions, min_size=1))
-    def begin(self, log: list[Written], assigned: set[TopicPartition]) -> None:
+    @initialize(log=st.lists(events, min_size=8, max_size=16), only=st.sampled_from((None, 0, 2)), replayed=st.booleans())
+    def begin(self, log: list[Written], only: int | None, replayed: bool) -> None:
+        """`only`: every event is for this handler, so that all meet in its lanes and at its places."""
+        self.only = only
         for event in log:
             self._write(event)
-        for partition in sorted(assigned):
+        for partition in PARTITIONS:
             self.rig.assign(partition)
-            self.rig.receive(partition, 3)
+            if replayed:
+                self.replay(PARTITIONS.index(partition), 0, 0)
+            self.rig.receive(partition, 4)
 
     @rule(event=events, count=st.integers(1, 4))
     def receive(self, event: Written, count: int) -> None:
@@ -53,13 +58,13 @@ class EngineMachine(RuleBasedStateMachine):
         self.rig.receive(partition, count)
 
     @precondition(lambda self: self.rig.holdings)
-    @rule(number=chosen, letter=chosen, route=st.integers(0, 3))
-    def replay(self, number: int, letter: int, route: int) -> None:
+    @rule(number=chosen, letter=chosen, handler=chosen)
+    def replay(self, number: int, letter: int, handler: int) -> None:
         partition = self._held(number)
-        log = self.rig.logs[partition]
+        log = [entry for entry in self.rig.logs[partition] if entry.routes]
         if log:
             entry = log[letter % len(log)]
-            self.rig.replay(partition, route, entry.offset, entry.key)
+            self.rig.replay(partition, entry.routes[handler % len(entry.routes)], entry.offset, entry.key)
 
     # ---- what runs --------------------------------------------------------------------------------------------------
 
@@ -97,7 +102,7 @@ class EngineMachine(RuleBasedStateMachine):
     # ---- what the group decides -------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.rig.holdings)
-    @rule(number=chosen, how=st.sampled_from(("stop", "stop", "halt", "revoked", "drained", "lost", "crash")))
+    @rule(number=chosen, how=st.sampled_from(("stop", "halt", "drained", "revoked", "lost", "comes back", "crash")))
     def rebalance(self, number: int, how: str) -> None:
         partition = self._held(number)
         match how:
@@ -111,6 +116,10 @@ class EngineMachine(RuleBasedStateMachine):
                 self.rig.forget(partition, lost=False)
             case "crash":
                 self.rig.crash()
+            case "comes back":
+                self.rig.forget(partition, lost=True)
+                self.rig.assign(partition)
+                self.rig.receive(partition, 4)
             case _:
                 self.rig.forget(partition, lost=how == "lost")
 
@@ -128,6 +137,8 @@ class EngineMachine(RuleBasedStateMachine):
 
     def _write(self, event: Written) -> None:
         partition, gap, key, routes = event
+        if self.only is not None:
+            routes = (self.only,) if routes else ()
         self.rig.produce(partition, lambda end: Entry(end + gap, key, routes))
 
     def _running(self) -> list[Item]:

@@ -27,7 +27,12 @@ from tests.support.waiting import wait_for
 REQUEST_S = 10.0
 NO_OFFSET = -1
 
-_LEADER_MOVES = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.FENCED_LEADER_EPOCH)
+_LEADER_MOVES = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+)
 
 # A test's client meets brokers that were killed and come back: it must not back off for 10 s, nor fill the screen.
 PATIENT = {"reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 250, "log_level": 1, "socket.timeout.ms": 10_000}
@@ -58,9 +63,7 @@ class KafkaAccess:
         """Makes a topic and returns its name once every partition of it has a leader that serves."""
         new = NewTopic(name, num_partitions=partitions, replication_factor=replication, config=dict(config or {}))
         self.admin.create_topics([new], request_timeout=REQUEST_S)[name].result(REQUEST_S * 2)
-        # A leader in the metadata may still answer NOT_LEADER for some milliseconds: ask it something.
-        wait_for(lambda: self._led(name, partitions), f"{partitions} partitions of {name} with leaders", deadline_s=30)
-        self.ends(name)
+        wait_for(lambda: self._serves(name, partitions), f"{partitions} partitions of {name} that serve", deadline_s=30)
         return name
 
     def delete_topics(self, names: Sequence[str]) -> None:
@@ -86,6 +89,17 @@ class KafkaAccess:
         description = self.admin.describe_consumer_groups([group], request_timeout=REQUEST_S)[group].result(REQUEST_S * 2)
         return int(description.coordinator.id)
 
+    def _serves(self, topic: str, partitions: int) -> bool:
+        # Brokers hear of it one after the other, and each look may ask another: so some for each. A leader in the metadata may
+        # still answer NOT_LEADER for some milliseconds: ask it something.
+        looks = 4 * len(self.admin.list_topics(topic, timeout=REQUEST_S).brokers)
+        try:
+            return all(self._led(topic, partitions) for _ in range(looks)) and len(self.ends(topic)) == partitions
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise
+            return False
+
     def _led(self, topic: str, partitions: int) -> bool:
         found = self.admin.list_topics(topic, timeout=REQUEST_S).topics[topic]
         return found.error is None and len(found.partitions) == partitions and all(p.leader >= 0 for p in found.partitions.values())
@@ -94,11 +108,12 @@ class KafkaAccess:
 
     def ends(self, topic: str) -> dict[TopicPartition, tuple[int, int]]:
         """First offset and end (one past the last record, of open transactions too) of each partition."""
-        firsts, ends = (self._offsets(topic, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))  # type: ignore[no-untyped-call]
+        partitions = self.partitions(topic)
+        firsts, ends = (self._offsets(partitions, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))  # type: ignore[no-untyped-call]
         return {partition: (firsts[partition], end) for partition, end in ends.items()}
 
-    def _offsets(self, topic: str, spec: OffsetSpec) -> dict[TopicPartition, int]:
-        asked = {ClientPartition(p.topic, p.partition): spec for p in self.partitions(topic)}
+    def _offsets(self, partitions: Sequence[TopicPartition], spec: OffsetSpec) -> dict[TopicPartition, int]:
+        asked = {ClientPartition(p.topic, p.partition): spec for p in partitions}
 
         def answers() -> dict[TopicPartition, int] | None:
             futures = self.admin.list_offsets(asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=REQUEST_S)
@@ -109,7 +124,7 @@ class KafkaAccess:
                     raise
                 return None
 
-        return (wait_for(answers, f"the offsets of {topic}", deadline_s=30) if asked else None) or {}
+        return (wait_for(answers, f"the offsets of {partitions}", deadline_s=30) if asked else None) or {}
 
     def committed(self, group: str, topics: Iterable[str]) -> dict[TopicPartition, int | None]:
         """The group's committed offset of each partition; None where there is none."""

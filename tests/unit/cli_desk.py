@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from typer.testing import CliRunner
 
-from choreo import Context, Envelope, Event, Handler, MemoryStore, PermanentError, RetryPolicy, Service, ServiceSettings
+from choreo import Context, Envelope, Event, Handler, KafkaSettings, MemoryStore, PermanentError, RetryPolicy, Service, ServiceSettings
 from choreo.cli.main import app
 from choreo.letter import dlq_topic, letters_topic, replay_topic
 from choreo.testing import MemoryBroker
@@ -71,6 +71,10 @@ def ready_desk() -> Service:
         with desk().publisher() as publisher:
             publisher.publish(OrderPlaced(order_id=os.environ["DESK_ORDER"]))
     return desk()
+
+
+def elsewhere() -> Service:
+    return Service("elsewhere", settings=ServiceSettings(kafka=KafkaSettings(bootstrap="kafka:9092")))
 
 
 def needs(argument: int) -> Service:

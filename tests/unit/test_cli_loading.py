@@ -86,7 +86,9 @@ def test_words_mean_the_same_service_again(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("CHOREO_TOPIC_PREFIX", "t1-")
 
     assert find_target("payments", {"bootstrap": "kafka:9092"}).words == "payments --bootstrap kafka:9092"
+    assert find_target("payments", {"topic_prefix": "t2-"}).words == "payments --topic-prefix t2-"
     assert find_target(DESK, {}).code_words == DESK
+    assert find_target("tests.unit.cli_desk:elsewhere", {}).words == "tests.unit.cli_desk:elsewhere"
     assert find_target("payments", {}).names("payments.dlq") == "t1-payments.dlq"
 
 

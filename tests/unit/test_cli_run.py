@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -48,6 +49,18 @@ def test_the_screen_says_what_was_started_and_a_signal_ends_it_cleanly(tmp_path:
         "stopping: draining for up to 2 s",
     ):
         assert line in said
+
+
+def test_the_same_as_json_is_one_document_on_stdout(tmp_path: Path) -> None:
+    with process(tmp_path, READY_DESK, "--json", "--log-level", "error") as running:
+        running.wait_output('"partitions": 1', deadline_s=READY_S)
+        running.sigterm()
+        assert running.wait(20) == 0
+
+        document = json.loads(running.output())
+    assert (document["service"], document["group"], document["letters"]["open"]) == ("desk", "desk", 0)
+    assert document["reacts_to"] == [{"handler": "charge-card", "topics": ["orders"], "types": ["order.placed"]}]
+    assert document["ready"]["of"] == 1
 
 
 def running_pid(said: str) -> str:

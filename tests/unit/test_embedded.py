@@ -82,7 +82,12 @@ def test_a_broker_that_is_named_goes_before_it() -> None:
 
 
 def test_what_real_brokers_need_for_a_login_does_not_hinder_it() -> None:
-    properties = {"security.protocol": "SASL_SSL", "sasl.username": "ana", "sasl.password": "x", "session.timeout.ms": 6000}
+    properties: dict[str, str | int] = {
+        "security.protocol": "SASL_SSL",
+        "sasl.username": "ana",
+        "sasl.password": "x",
+        "session.timeout.ms": 6000,
+    }
     topic = f"topic-{uuid4().hex}"
 
     reader = EmbeddedBroker(KafkaSettings(bootstrap=EMBEDDED, properties=properties), [topic]).reader()

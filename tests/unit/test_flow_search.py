@@ -108,7 +108,7 @@ def test_enough_is_enough(broker: MemoryBroker) -> None:
 
     found = search(broker.reader(), ["orders"], lambda _: True, Bounds(max_found=10))
 
-    assert len(found.records) == 10
+    assert (len(found.records), found.read, found.unread) == (10, 10, 30)
 
 
 def test_a_search_without_time_says_that_it_read_nothing(broker: MemoryBroker) -> None:

@@ -1,0 +1,25 @@
+"""B8: every broker is restarted in turn, as in an upgrade, under load."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.chaos.scene import Scene, seed_of_run
+from tests.chaos.under_load import under_load
+from tests.support.kafka_cluster import KafkaCluster
+
+pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
+
+
+@pytest.mark.timeout(300)
+def test_nothing_is_lost_and_nothing_done_twice(scenes3: list[Scene], kafka3: KafkaCluster) -> None:
+    with under_load(scenes3, seed=seed_of_run()) as services:
+        kafka3.rolling_restart()
+        healed_at_s = time.monotonic()
+        reports = [service.end(healed_at_s=healed_at_s) for service in services]
+
+    for report in reports:
+        report.require()
+    assert [service.worker.lives for service in services] == [1, 1]

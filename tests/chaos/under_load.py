@@ -1,0 +1,64 @@
+"""Two services under load while brokers come and go: one on each group protocol, both judged at the end."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+
+from choreo.record import TopicPartition
+from tests.chaos.scene import END_S, Scene
+from tests.support.checker import Report
+from tests.support.commits import CommitWatch
+from tests.support.history import Effect, Produced
+from tests.support.process import WorkerProcess
+from tests.support.producer import Load
+
+RATE_PER_S = 50.0
+KEYS = 20
+BEFORE = 100
+
+
+class Busy:
+    """One service with a worker, a load and a watch on its commits."""
+
+    def __init__(self, scene: Scene, worker: WorkerProcess, load: Load, commits: CommitWatch) -> None:
+        self.scene = scene
+        self.worker = worker
+        self.load = load
+        self.commits = commits
+        self.produced: Sequence[Produced] = ()
+
+    def wait_for_more(self, effects: int) -> None:
+        """Returns when it has had so many more effects than now."""
+        self.scene.ledger.wait_for(self.scene.ledger.count() + effects, deadline_s=END_S)
+
+    def end(self, *, healed_at_s: float) -> Report:
+        """Stops the load, waits until all is handled, stops the worker, asks the oracle."""
+        self.produced = self.load.stop()
+        return self.scene.settle(self.produced, self.worker, commits=self.commits, healed_at_s=healed_at_s)
+
+    def longest_silence_s(self) -> float:
+        """The longest time without an effect of a partition; after `end`."""
+        partitions = {event.event_id: event.place for event in self.produced}
+        effects: dict[TopicPartition, list[Effect]] = defaultdict(list)
+        for effect in self.scene.ledger.effects():
+            if effect.event_id in partitions:
+                effects[partitions[effect.event_id]].append(effect)
+        return max(after.at_s - before.at_s for rows in effects.values() for before, after in pairwise(rows))
+
+
+@contextmanager
+def under_load(scenes: Sequence[Scene], *, seed: int) -> Iterator[list[Busy]]:
+    """Each with a worker that is at work already."""
+    with ExitStack() as stack:
+        busy = []
+        for scene in scenes:
+            worker = scene.worker().start()
+            commits = stack.enter_context(scene.watch_commits())
+            load = stack.enter_context(Load(scene.kafka, scene.orders, keys=KEYS, rate_per_s=RATE_PER_S, seed=seed))
+            busy.append(Busy(scene, worker, load, commits))
+        for one in busy:
+            one.wait_for_more(BEFORE)
+        yield busy

@@ -355,7 +355,7 @@ class Worker:
 
     def _recovered(self, delivery: Delivery, error: Exception) -> None:
         self.counters.recovered += 1
-        _log.warning("%s: %s: recovered after %d attempts (%s)", delivery.route.name, delivery.record.origin, delivery.attempts, told(error))
+        _log.warning("%s: %s: recovered after attempt %d (%s)", delivery.route.name, delivery.record.origin, delivery.attempts, told(error))
         self._succeeded(delivery)
 
     def _die(self, delivery: Delivery, error: Exception, first: datetime) -> None:
@@ -364,7 +364,7 @@ class Worker:
         def safe(state: LetterState) -> None:
             self.counters.dead_lettered += 1
             _log.error(
-                "%s: %s: dead-lettered after %d attempts as %s (%s)  -> choreo dlq show %s %s",
+                "%s: %s: dead-lettered after attempt %d as %s (%s)  -> choreo dlq show %s %s",
                 delivery.route.name,
                 describe(delivery, error),
                 delivery.attempts,

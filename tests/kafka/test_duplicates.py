@@ -19,7 +19,9 @@ def same(event_id: str, count: int, partitions: int = 1) -> list[Sent]:
     return [Sent(placed(event_id), b"k-%d" % (number % 7), headers, partition=number % partitions) for number in range(count)]
 
 
-async def test_a_thousand_duplicates_over_partitions_and_keys_have_one_effect(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_a_thousand_duplicates_over_partitions_and_keys_have_one_effect(
+    ground: Ground, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     ground.make(orders=4, paid=1)
     ground.put("orders", *same("e-1", 1000, 4), *same("e-2", 10))
     pay = Pay(lambda placed, context: Paid(order_id=placed.order_id))

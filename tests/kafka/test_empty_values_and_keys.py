@@ -79,7 +79,7 @@ async def test_a_letter_keeps_the_difference_between_an_empty_key_and_none(groun
 
     await ground.run(ground.service(Book(fails)))
 
-    assert sorted((letter.why["offset"], letter.key) for letter in ground.dead()) == [("0", b""), ("1", None)]  # type: ignore[type-var]
+    assert sorted((letter.why["offset"], letter.key) for letter in ground.dead()) == [("0", b""), ("1", None)]
     assert {(state.origin.offset, state.key) for state in ground.states()} == {(0, ""), (1, None)}
 
 

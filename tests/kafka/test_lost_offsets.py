@@ -45,7 +45,9 @@ async def test_a_service_whose_offsets_were_deleted_stops_and_says_what_to_do(gr
     assert ground.committed("orders") is None
 
 
-async def test_accepting_lost_offsets_goes_on_by_the_start_policy_and_claims_prevent_second_effects(ground_of_each_protocol: Ground) -> None:
+async def test_accepting_lost_offsets_goes_on_by_the_start_policy_and_claims_prevent_second_effects(
+    ground_of_each_protocol: Ground,
+) -> None:
     ground, book, store = ground_of_each_protocol, Book(), MemoryStore()
     await had_run(ground, book, store)
     await ground.forget_group()

@@ -47,7 +47,7 @@ async def test_a_final_failure_becomes_emits_and_no_letter(ground: Ground, caplo
     assert (worker.counters.recovered, worker.counters.dead_lettered, refund.calls) == (2, 0, 6)
     assert [(f.error_type, f.message, f.attempts, f.permanent) for f in refund.failures] == [("ValueError", "gateway gone", 3, False)] * 2
     assert refund.failures[0].first_failed_at < refund.failures[0].last_failed_at
-    assert f"refund: {ground.topic('orders')}[0]@0: recovered after 3 attempts (gateway gone)" in caplog.messages
+    assert f"refund: {ground.topic('orders')}[0]@0: recovered after attempt 3 (gateway gone)" in caplog.messages
 
 
 async def test_a_permanent_failure_is_recovered_from_after_one_attempt(ground: Ground) -> None:

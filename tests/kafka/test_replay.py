@@ -55,7 +55,12 @@ async def test_a_letter_whose_handler_was_repaired_is_resolved_once_and_its_chil
     assert [state.state for state in ground.states()] == ["open", "resolved"]
     replayed = pay.seen[-1].context
     assert replayed.replay is not None
-    assert (replayed.replay.run, replayed.replay.by, replayed.replay.reason, replayed.replay.forced) == (outcomes[0].run, "ana", "fixed", False)
+    assert (replayed.replay.run, replayed.replay.by, replayed.replay.reason, replayed.replay.forced) == (
+        outcomes[0].run,
+        "ana",
+        "fixed",
+        False,
+    )
     assert (replayed.event_id, replayed.flow_id, replayed.attempt) == ("e-1", "flow-1", 1)
     assert (replayed.origin.topic, replayed.origin.partition, replayed.origin.offset) == (ground.topic("orders"), 1, 0)
     (paid,) = ground.records("paid")

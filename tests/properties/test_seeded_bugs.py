@@ -27,6 +27,6 @@ def test_the_engine_properties_kill(name: str) -> None:
     bug = BUGS[name]
 
     with pytest.raises(Violation) as found:
-        run_state_machine_as_test(lambda: EngineMachine(bug.engine), settings=SEARCH)
+        run_state_machine_as_test(lambda: EngineMachine(bug.engine), settings=SEARCH)  # type: ignore[arg-type]
 
     assert found.value.rule in bug.rules

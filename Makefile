@@ -8,7 +8,7 @@ DEMO_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types layers bench kafka clean
+.PHONY: help demo test chaos check lint types layers bench kafka clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -16,8 +16,11 @@ help:  ## what can be made
 demo: $(DEMO_STAMP)  ## four services, 200 orders, planned faults, letters, a replay: on an in-process broker
 	@$(BIN)/choreo demo
 
-test: $(DEV_STAMP)  ## all tests; those on real Kafka start their own
-	$(BIN)/python -m pytest -q -p no:cacheprovider --durations=15
+test: $(DEV_STAMP)  ## the tests; those on real Kafka start their own
+	$(BIN)/python -m pytest -q -p no:cacheprovider -m "not chaos" --durations=15
+
+chaos: $(DEV_STAMP)  ## kills, stops and starves real processes and brokers; about ten minutes
+	$(BIN)/python -m pytest -q -p no:cacheprovider -m chaos --durations=15
 
 check: lint types layers  ## style, types, layers
 

@@ -78,7 +78,8 @@ class Consumer(Protocol):
 
 
 class Report(msgspec.Struct, frozen=True, gc=False):
-    """What became of one record that was sent. `error` None: acknowledged by all in-sync replicas, at `offset`."""
+    """What became of one record that was sent. `error` None: acknowledged by all in-sync replicas, at `offset`; -1 where Kafka
+    didn't say, for a retry found it written already."""
 
     partition: int
     offset: int

@@ -231,6 +231,8 @@ def _explain_mismatch(text: str, value: bytes, event_type: str | None) -> Decode
     expected, got, kind = detail.rpartition(", got ")
     known_kind = kind if got and expected.startswith("expected ") else None
     found = _find(value, path, known_kind)
+    if found is not None and expected == f"expected {_kind_of(found[1]).split(' ')[0]}":
+        found = None  # of a repeated name only the last is found, and an earlier one was refused
     if found is not None and (known_kind or not isinstance(found[1], dict)):
         path, what = found
         detail = f"{expected if known_kind else detail}, got {_kind_of(what)}"

@@ -65,13 +65,23 @@ class KafkaConsumer:
         wanted = [_place(partition, start) for partition, start in starts.items()]
         by_time = [Place(p.topic, p.partition, _millis(s)) for p, s in starts.items() if isinstance(s, datetime)]
         if by_time:
-            found = {(p.topic, p.partition): p.offset for p in self._look_up(client.offsets_for_times, by_time, "offsets by time")}
+            found = self._offsets_by_time(client, by_time)
             wanted = [Place(p.topic, p.partition, found.get((p.topic, p.partition), p.offset)) for p in wanted]
         client.incremental_assign(wanted)
         # A pause survives revoke and re-assign on the same client (TRAPS 10); one asked for by `assigned` counts.
         client.resume(wanted)
         self._assigned.update(starts)
         self.pause([partition for partition in starts if partition in self._paused_early])
+
+    def _offsets_by_time(self, client: Consumer, places: list[Place]) -> dict[tuple[str, int], int]:
+        """The first offset at or after each time. Where nothing is so late, the end as it was before asking: librdkafka would
+        look up "the end" when it begins to fetch, and skip what has come in between."""
+        try:
+            ends = {(p.topic, p.partition): client.get_watermark_offsets(p, timeout=_LOOKUP_S)[1] for p in places}
+        except KafkaException as error:
+            raise broker_error(error, f"group {self._group}: ends of partitions") from error
+        found = self._look_up(client.offsets_for_times, places, "offsets by time")
+        return {(p.topic, p.partition): p.offset if p.offset >= 0 else ends[p.topic, p.partition] for p in found}
 
     def _on_revoke(self, client: Consumer, places: list[Place]) -> None:
         assert self._listener is not None
@@ -131,7 +141,7 @@ class KafkaConsumer:
         for message in messages:
             error = message.error()
             if error is not None:
-                self._errors.append(error if error.name() != "_AUTO_OFFSET_RESET" else _out_of_range(message, error))
+                self._errors.append(self._told_of(message, error))
                 continue
             topic, number = message.topic(), message.partition()
             if partition is None or partition[1] != number or partition[0] != topic:
@@ -139,6 +149,11 @@ class KafkaConsumer:
                 records = runs.setdefault(partition, [])
             records.append(record_of(message))
         return [Batch(partition, records) for partition, records in runs.items() if partition in self._assigned]
+
+    def _told_of(self, message: Message, error: KafkaError) -> KafkaError | BrokerError:
+        if error.name() == "_AUTO_OFFSET_RESET":
+            return _out_of_range(message, error)
+        return broker_error(error, f"group {self._group}: {message.topic()}") if message.topic() else error
 
     def _raise_serious(self) -> None:
         while self._errors:

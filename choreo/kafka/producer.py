@@ -44,7 +44,8 @@ class _Sent(msgspec.Struct, eq=False):
                 return
             self.out.discard(self)
             if error is None:
-                self.report(Report(message.partition(), message.offset(), None))  # type: ignore[arg-type]
+                offset = message.offset()
+                self.report(Report(message.partition(), -1 if offset is None else offset, None))  # type: ignore[arg-type]
             else:
                 self.report(Report(-1, -1, broker_error(error, f"writing to {self.record.topic}")))
 
@@ -112,8 +113,9 @@ class KafkaProducer:
             self._client.poll(timeout_s)
             if self._one_by_one is not None:
                 self._one_by_one.poll(0)
-        except SystemError as error:
-            self._rebuild(f"librdkafka failed: {error}")
+        except (SystemError, KafkaException) as error:
+            # The client's binding raises a fatal error here instead of calling error_cb.
+            self._rebuild(str(broker_error(error, "producer") if isinstance(error, KafkaException) else f"librdkafka failed: {error}"))
         if self._errors:
             self._look_at_errors()
         return before - len(self._out)
@@ -165,9 +167,13 @@ class KafkaProducer:
 
     def _flush(self, timeout_s: float) -> None:
         until = time.monotonic() + timeout_s
-        self._client.flush(timeout_s)
-        if self._one_by_one is not None:
-            self._one_by_one.flush(max(0.0, until - time.monotonic()))
+        try:
+            self._client.flush(timeout_s)
+            if self._one_by_one is not None:
+                self._one_by_one.flush(max(0.0, until - time.monotonic()))
+        except KafkaException as error:
+            # A client that failed for good flushes nothing: what is out is unknown.
+            self._rebuild(str(broker_error(error, "producer")))
 
 
 _made: WeakSet[KafkaProducer] = WeakSet()

@@ -51,6 +51,10 @@ class DeadLetters:
                 _log.error("%s: its letter can't be written: %s; the key waits, nothing is lost", delivery.record.origin, problem)
                 self._sends.later(lambda: self.write(delivery, error, first_failed_at, then))
                 return
+            if reports[0].offset < 0:
+                # It is there, and Kafka doesn't say where. What no state points to is no letter: so once more.
+                self.write(delivery, error, first_failed_at, then)
+                return
             if failpoint.ACTIVE:
                 failpoint.hit("after_dlq_ack")
             place = Place(self._dlq, reports[0].partition, reports[0].offset)

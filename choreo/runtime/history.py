@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from choreo.broker import Broker, LogReader, Report
 from choreo.errors import BrokerError, ConfigurationError, DecodeError
@@ -34,7 +34,8 @@ class History:
         self.oldest_open_at: datetime | None = None
         self.partitions_at_first: dict[TopicPartition, int] = {}
         """For each partition that is known to have been read, how many its topic had when that began."""
-        self._marking: set[TopicPartition] = set()
+        self.marking: set[TopicPartition] = set()
+        """Whose marks are under way."""
 
     async def open(self, known: Collection[str]) -> None:
         """Reads ``<service>.letters``. Raises BrokerError when it isn't there, ConfigurationError when an open letter names a
@@ -66,11 +67,14 @@ class History:
 
     def unmarked(self, partitions: Iterable[TopicPartition]) -> list[TopicPartition]:
         """Those that no mark names, and none that is under way."""
-        return [p for p in partitions if p not in self.partitions_at_first and p not in self._marking]
+        return [p for p in partitions if p not in self.partitions_at_first and p not in self.marking]
 
-    async def remember(self, partitions: Sequence[TopicPartition]) -> None:
+    def remember(self, partitions: Sequence[TopicPartition]) -> Coroutine[Any, Any, None]:
         """Marks them as read, in that they have a committed offset. Where that fails, the next commit tries again."""
-        self._marking.update(partitions)
+        self.marking.update(partitions)
+        return self._remember(partitions)
+
+    async def _remember(self, partitions: Sequence[TopicPartition]) -> None:
         try:
             counts = await self._with_reader(lambda reader: {p.topic: len(reader.ends(p.topic)) for p in partitions})
             await self._write_marks(partitions, counts)
@@ -79,7 +83,7 @@ class History:
         else:
             self.partitions_at_first.update((p, counts[p.topic]) for p in partitions)
         finally:
-            self._marking.difference_update(partitions)
+            self.marking.difference_update(partitions)
 
     async def _write_marks(self, partitions: Sequence[TopicPartition], counts: Mapping[str, int]) -> None:
         acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -148,6 +148,8 @@ class Intake:
 
     def _may_rebuild(self, error: BrokerError) -> bool:
         # What went well before and is refused now (an ACL, a fatal client) may go well again; what never did is a mistake.
+        if error.code == "TOPIC_AUTHORIZATION_FAILED" and not self._handed:
+            return False
         return self._was_assigned and error.code not in FINAL
 
     def _turn(self, consumer: Consumer) -> None:

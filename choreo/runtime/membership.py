@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("choreo.worker")
 
+MARK_S = 2.0
+
 
 class Membership:
     """See `choreo.runtime.intake.Member`. Owner: the event loop."""
@@ -96,7 +98,12 @@ class Membership:
         if isinstance(self._plan.start, datetime):
             return self._plan.start
         if self._plan.start == "refuse":
-            raise BrokerError(f'{partition}: no committed offset, and start="refuse"', code="LOST_OFFSETS", retriable=False)
+            raise BrokerError(
+                f'{partition}: group {self._plan.group} has no committed offset, and start="refuse"; say where to begin: '
+                "--start earliest, latest or a time",
+                code="LOST_OFFSETS",
+                retriable=False,
+            )
         return Edge.BEGINNING if self._plan.start == "earliest" else Edge.END
 
     def _mark(self, committed: Iterable[TopicPartition]) -> None:
@@ -104,6 +111,12 @@ class Membership:
         unmarked = self._worker.history.unmarked(committed)
         if unmarked:
             self._worker.spawn_once(self._worker.history.remember(unmarked))
+
+    async def marked(self) -> None:
+        """Waits a moment for the marks of what was committed last."""
+        until = asyncio.get_running_loop().time() + MARK_S
+        while self._worker.history.marking and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110 - once, at the end
+            await asyncio.sleep(0.01)
 
     # ---- going ------------------------------------------------------------------------------------------------------
 

@@ -50,10 +50,11 @@ class _Sending(msgspec.Struct, eq=False):
 
 
 class Sends:
-    """What is being written to Kafka by this worker. Owner: the event loop."""
+    """What is being written to Kafka by this worker. Owner: the event loop. `failed` hears of what must not happen."""
 
-    def __init__(self, producer: Producer, counters: Counters) -> None:
+    def __init__(self, producer: Producer, counters: Counters, failed: Callable[[BaseException], None] | None = None) -> None:
         self._producer = producer
+        self._failed = failed
         self._counters = counters
         self._queue: deque[tuple[_Sending, int]] = deque()
         self._under_way = 0
@@ -100,6 +101,14 @@ class Sends:
         return True
 
     def _poll(self) -> None:
+        try:
+            self._look()
+        except Exception as error:  # a callback of the loop has no caller: whoever runs the worker is told
+            if self._failed is None:
+                raise
+            self._failed(error)
+
+    def _look(self) -> None:
         if self._closed:
             self._polling = False
             return
@@ -113,6 +122,11 @@ class Sends:
             asyncio.get_running_loop().call_later(POLL_EVERY_S, self._poll)
         else:
             self._polling = False
+
+    def hear(self) -> None:
+        """Takes what the producer has to say, also while nothing is sent: else its errors pile up and come late."""
+        if not self._closed:
+            self._producer.poll(0)
 
     def poll_now(self) -> None:
         """Looks for reports at once; called between turns so that a busy loop sees them early."""
@@ -149,8 +163,8 @@ class Sends:
 
         self.later(again, delay_s)
 
-    def later(self, call: Callable[[], None], delay_s: float = RETRY_MOST_S) -> None:
-        """Calls after `delay_s` seconds, unless the sends were closed before."""
+    def later(self, call: Callable[[], None], delay_s: float | None = None) -> None:
+        """Calls after `delay_s` seconds (RETRY_MOST_S), unless the sends were closed before."""
         if self._closed:
             return
 
@@ -158,7 +172,7 @@ class Sends:
             self._waiting.discard(handle)
             call()
 
-        handle = asyncio.get_running_loop().call_later(delay_s, now)
+        handle = asyncio.get_running_loop().call_later(RETRY_MOST_S if delay_s is None else delay_s, now)
         self._waiting.add(handle)
 
     def close(self, timeout_s: float) -> int:

@@ -117,7 +117,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._routes = [_route(spec) for spec in plan.specs]
         self.reader = Reader(list(zip(plan.specs, self._routes, strict=True)), plan.codec, plan.names, self.counters, strict=plan.strict)
-        self.sends = Sends(broker.producer(), self.counters)
+        self.sends = Sends(broker.producer(), self.counters, self.failed)
         self._claims = None if plan.store is None else Claims(plan.store, self.counters, self._settle)
         self._wiring = Wiring(
             plan.service,
@@ -185,6 +185,7 @@ class Worker:
             clean = await self.membership.drain(self.engine.stop(list(self.engine.partitions)), deadline)
             self.intake.stop()
             clean = await self.intake.join(deadline + self.plan.revoke_s - self._loop.time()) and clean
+            await self.membership.marked()
         await self.replays.close()
         for task in self._tasks:
             task.cancel()
@@ -532,6 +533,7 @@ class Worker:
             if now_s - self._committed_at >= COMMIT_EVERY_S:
                 self._committed_at = now_s
                 self._commit()
+                self.sends.hear()
             if self._claims is not None:
                 self._claims.beat()
                 if self._claims.broken is not None:

@@ -245,6 +245,7 @@ class Scene:
             if worker.log.exists():
                 print(f"---- {worker.log.name}, {worker.lives} lives\n{worker.output(all_lives=True)[-SHOWN_CHARS:]}")
         self.ledger.close()
+        self.kafka.close()
         self.kafka.delete_topics([self.orders, self.notes, self.dlq, self.letters, self.replays])
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from tests.chaos.scene import END_S, Scene, seed_of_run
-from tests.chaos.under_load import BEFORE, under_load
+from tests.chaos.under_load import BEFORE, end, under_load
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.waiting import wait_for
 
@@ -27,8 +25,7 @@ def test_nothing_is_lost_order_is_kept_and_the_silence_is_short(scenes3: list[Sc
         for service in services:
             service.wait_for_more(BEFORE)
         kafka3.start(leader)
-        healed_at_s = time.monotonic()
-        reports = [service.end(healed_at_s=healed_at_s) for service in services]
+        reports = end(services)
 
     for report in reports:
         report.require()

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.chaos.scene import Scene, full, seed_of_run
-from tests.chaos.under_load import under_load
+from tests.chaos.under_load import end, under_load
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.waiting import wait_for
 
@@ -25,8 +25,7 @@ def test_workers_live_through_it_and_go_on_without_a_restart(scenes3: list[Scene
         wait_for(lambda: time.monotonic() - down_since_s > DOWN_S, "they are down long enough", deadline_s=2 * DOWN_S)
         alive = [service.worker.running for service in services]
         kafka3.start(*kafka3.node_ids)
-        healed_at_s = time.monotonic()
-        reports = [service.end(healed_at_s=healed_at_s) for service in services]
+        reports = end(services)
 
     for report in reports:
         report.require()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from tests.chaos.scene import Scene, seed_of_run
-from tests.chaos.under_load import under_load
+from tests.chaos.under_load import end, under_load
 from tests.support.kafka_cluster import KafkaCluster
 
 pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
@@ -17,8 +15,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
 def test_nothing_is_lost_and_nothing_done_twice(scenes3: list[Scene], kafka3: KafkaCluster) -> None:
     with under_load(scenes3, seed=seed_of_run()) as services:
         kafka3.rolling_restart()
-        healed_at_s = time.monotonic()
-        reports = [service.end(healed_at_s=healed_at_s) for service in services]
+        reports = end(services)
 
     for report in reports:
         report.require()

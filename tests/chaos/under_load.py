@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 
 from choreo.record import TopicPartition
-from tests.chaos.scene import END_S, Scene
+from tests.chaos.scene import END_S, PATIENT_SESSION_MS, Scene
 from tests.support.checker import Report
 from tests.support.commits import CommitWatch
 from tests.support.history import Effect, Produced
@@ -18,6 +18,8 @@ from tests.support.producer import Load
 RATE_PER_S = 50.0
 KEYS = 20
 BEFORE = 100
+CATCH_UP_S = PATIENT_SESSION_MS / 1000 + 30
+"""A member that was away too long joins as a new one, and Kafka waits a session for the old one."""
 
 
 class Busy:
@@ -34,11 +36,6 @@ class Busy:
         """Returns when it has had so many more effects than now."""
         self.scene.ledger.wait_for(self.scene.ledger.count() + effects, deadline_s=END_S)
 
-    def end(self, *, healed_at_s: float) -> Report:
-        """Stops the load, waits until all is handled, stops the worker, asks the oracle."""
-        self.produced = self.load.stop()
-        return self.scene.settle(self.produced, self.worker, commits=self.commits, healed_at_s=healed_at_s)
-
     def longest_silence_s(self) -> float:
         """The longest time without an effect of a partition; after `end`."""
         partitions = {event.event_id: event.place for event in self.produced}
@@ -47,6 +44,16 @@ class Busy:
             if effect.event_id in partitions:
                 effects[partitions[effect.event_id]].append(effect)
         return max(after.at_s - before.at_s for rows in effects.values() for before, after in pairwise(rows))
+
+
+def end(services: Sequence[Busy]) -> list[Report]:
+    """All brokers are back: stops the loads, waits until all is handled, stops the workers, asks the oracle."""
+    for service in services:
+        service.produced = service.load.stop()
+    for service in services:
+        # They catch up at the same time; the first may take all of it, the others have it then, too.
+        service.scene.kafka.wait_for_no_lag(service.scene.group, [service.scene.orders], deadline_s=CATCH_UP_S)
+    return [service.scene.settle(service.produced, service.worker, commits=service.commits) for service in services]
 
 
 @contextmanager

@@ -78,19 +78,21 @@ def test_the_command_line_exits_with_its_own_code_and_few_lines(ground: Ground, 
 async def forwarded(port: int, bootstrap: str) -> AsyncIterator[None]:
     """Someone who passes everything on to Kafka."""
     host, _, kafka_port = bootstrap.split(",")[0].rpartition(":")
+    open_ends: list[asyncio.StreamWriter] = []
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         kafka_reader, kafka_writer = await asyncio.open_connection(host, int(kafka_port))
-        try:
-            await asyncio.gather(_pump(reader, kafka_writer), _pump(kafka_reader, writer))
-        except OSError:
-            pass
+        open_ends.extend((writer, kafka_writer))
+        await asyncio.gather(_pump(reader, kafka_writer), _pump(kafka_reader, writer), return_exceptions=True)
 
     server = await asyncio.start_server(pass_on, "127.0.0.1", port)
     try:
         yield
     finally:
         server.close()
+        for end in open_ends:
+            end.close()
+        await asyncio.gather(*(end.wait_closed() for end in open_ends), return_exceptions=True)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

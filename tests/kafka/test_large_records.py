@@ -8,13 +8,15 @@ import time
 import pytest
 
 from choreo import Context, PermanentError
+from choreo.runtime import sends
 from tests.kafka.ground import Ground, Sent, becomes
 from tests.kafka.shop import Book, Paid, Pay, Placed, fails, placed
 
 pytestmark = pytest.mark.kafka
 
 MEBIBYTE = 1_048_576
-SOON_S = 4.0
+TRY_AGAIN_S = 3.0
+SOON_S = 2 * TRY_AGAIN_S
 # What Kafka allows unless told otherwise, less what a batch of one record needs around a value.
 LARGEST_BYTES = 1_048_588 - 80 - len(placed(""))
 
@@ -56,8 +58,9 @@ async def test_many_large_letters_at_once_are_all_written(ground: Ground) -> Non
 
 @pytest.mark.parametrize("topic", ["dlq", "letters"])
 async def test_a_letter_that_its_topic_refuses_holds_its_key_and_no_other_and_says_so_until_the_limit_is_raised(
-    ground: Ground, caplog: pytest.LogCaptureFixture, topic: str
+    ground: Ground, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, topic: str
 ) -> None:
+    monkeypatch.setattr(sends, "RETRY_MOST_S", TRY_AGAIN_S)
     ground.make(orders=1, paid=1)
     name = getattr(ground, topic)
     ground.configure(name, {"max.message.bytes": "100000"})

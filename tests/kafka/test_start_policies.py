@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -14,14 +14,16 @@ from tests.kafka.shop import Book, placed
 
 pytestmark = pytest.mark.kafka
 
+MANY = 16
 
-async def begun(ground: Ground, start: Any, *, live: str) -> list[str]:
-    """What a service with this start policy handles of what was there, and of an event that comes when it has started."""
+
+async def begun(ground: Ground, start: Any, *, live: str, partitions: int = 1) -> list[str]:
+    """What a service with this start policy handles of what was there, and of events that come when it is just starting."""
     book = Book()
     async with ground.service(book, start=start).worker() as worker:
         await becomes(lambda: worker.engine.partitions, "partitions are assigned", worker=worker)
-        await asyncio.to_thread(ground.put, "orders", Sent(placed(live)))
-        await becomes(lambda: live in book.orders, "the live event is handled", worker=worker)
+        await asyncio.to_thread(ground.put, "orders", *(Sent(placed(live), partition=number) for number in range(partitions)))
+        await becomes(lambda: book.orders.count(live) == partitions, "the live events are handled", worker=worker)
         await ground.caught_up(worker)
     return book.orders
 
@@ -64,11 +66,11 @@ async def test_a_time_handles_what_was_written_at_or_after_it(ground: Ground) ->
     assert await begun(ground, since, live="live") == ["at the time", "live"]
 
 
-async def test_a_time_after_everything_begins_at_the_end(ground: Ground) -> None:
-    ground.make(orders=1)
-    ground.put("orders", Sent(placed("old")))
+async def test_a_time_after_everything_misses_nothing_that_comes_while_the_service_starts(ground: Ground) -> None:
+    ground.make(orders=MANY)
+    ground.put_at("orders", 1_000_000, *(Sent(placed("old"), partition=number) for number in range(MANY)))
 
-    assert await begun(ground, datetime.now(UTC) + timedelta(hours=1), live="live") == ["live"]
+    assert await begun(ground, datetime.now(UTC), live="live", partitions=MANY) == ["live"] * MANY
 
 
 async def test_refuse_stops_the_service_and_names_the_partition(ground: Ground) -> None:
@@ -79,7 +81,10 @@ async def test_refuse_stops_the_service_and_names_the_partition(ground: Ground) 
         stopped = worker.failure.exception()
 
     assert isinstance(stopped, BrokerError)
-    assert str(stopped) == f'{ground.topic("orders")}[0]: no committed offset, and start="refuse"'
+    assert str(stopped) == (
+        f'{ground.topic("orders")}[0]: group {ground.group} has no committed offset, and start="refuse"; say where to begin: '
+        "--start earliest, latest or a time"
+    )
 
 
 async def test_refuse_goes_on_where_offsets_are_committed(ground: Ground) -> None:

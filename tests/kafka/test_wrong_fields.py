@@ -35,6 +35,7 @@ WRONG = {
     envelope({"order_id": "o-1", "total_cents": 12.5}): "payload of order.placed: total_cents: expected int, got float 12.5",
     envelope({"order_id": None, "total_cents": 5}): "payload of order.placed: order_id: expected str, got null",
     envelope({"order_id": ["o-1"], "total_cents": 5}): "payload of order.placed: order_id: expected str, got array of 1",
+    placed()[:-2] + b',"total_cents":"5","total_cents":5}}': "payload of order.placed: total_cents: expected int, got str",
 }
 
 

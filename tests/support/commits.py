@@ -42,6 +42,7 @@ class CommitWatch:
         """Looks once more, ends, and returns what was seen. Raises what the thread died of."""
         self._ended.set()
         self._thread.join()
+        self._kafka.close()
         if self._failure is not None:
             raise self._failure
         return self.commits

@@ -204,6 +204,8 @@ class KafkaCluster:
             self.terminate(1)
         for node in self._nodes.values():
             node.end(signal.SIGKILL)
+        for access in self._access.values():
+            access.close()
         self._access.clear()
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)

@@ -111,7 +111,7 @@ class Stage(Enum):
     DYING = "its letter is not acknowledged yet"
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Work:
     """One delivery that has begun."""
 
@@ -119,7 +119,7 @@ class Work:
     stage: Stage
 
 
-@dataclass(slots=True)
+@dataclass
 class Member:
     """One process. `owns` asks the group whether an assignment still counts."""
 

@@ -20,7 +20,7 @@ STEPS = 260
 HEALING_ROUNDS = 400
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Tenure:
     """One partition in the hands of one member. `hurry`: steps until its drain is out of time, None while nobody wants it back."""
 
@@ -48,7 +48,7 @@ def some_events(dice: Random) -> dict[TopicPartition, list[Event]]:
     return logs
 
 
-@dataclass(slots=True)
+@dataclass
 class Simulation:
     """One story. `tell` runs it to its end, where everything has to be settled and committed."""
 
@@ -182,6 +182,7 @@ class Simulation:
     def _heal(self) -> None:
         """Failures stop, time goes on: everything is caught up."""
         self.weather = Weather(failure=0, rebalance=0, loss=0, crash=0, hurry=0, claims=self.weather.claims)
+        behind: list[str] = []
         for _ in range(HEALING_ROUNDS):
             self._tell_losses()
             self._drain()

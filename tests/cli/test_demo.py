@@ -144,9 +144,22 @@ def test_without_its_shop_the_demo_says_what_to_do_in_one_line(tmp_path: Path) -
     )
 
 
+def _hear_ctrl_c() -> None:
+    # A test run in the background of a shell has SIGINT ignored, and its children inherit that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_it_cleanly(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command([]), cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as telling:
+    with subprocess.Popen(
+        command([]),
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_hear_ctrl_c,
+    ) as telling:
         assert telling.stdout is not None
         for line in telling.stdout:
             if "orders are placed" in line:

@@ -29,6 +29,8 @@ from choreo.record import Record, TopicPartition
 _ASK_S = 10.0
 _LOOK_S = 1.0
 _DYNAMIC_TOPIC_CONFIG = 1
+_LEADER_MOVES = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.FENCED_LEADER_EPOCH)
+_LEADER_MOVES_S = 0.1
 _HOPELESS = frozenset({"_ALL_BROKERS_DOWN", "_AUTHENTICATION", "_SSL", "SASL_AUTHENTICATION_FAILED"})
 
 
@@ -133,6 +135,19 @@ class KafkaCluster:
         """AdminClient has nothing to close; dropping it ends its threads."""
 
 
+def first_and_end(client: Consumer, place: Place) -> tuple[int, int]:
+    """The first offset and the end of a partition. While its leader moves it is asked again, up to `_ASK_S`: librdkafka
+    does not. Raises KafkaException."""
+    until = time.monotonic() + _ASK_S
+    while True:
+        try:
+            return client.get_watermark_offsets(place, timeout=_ASK_S)
+        except KafkaException as error:
+            if error.args[0].code() not in _LEADER_MOVES or time.monotonic() >= until:
+                raise
+            time.sleep(_LEADER_MOVES_S)
+
+
 class KafkaLogReader:
     """See `choreo.broker.LogReader`. Owner: the thread that reads."""
 
@@ -151,10 +166,7 @@ class KafkaLogReader:
             metadata = client.list_topics(topic, timeout=_ASK_S).topics[topic]
             if metadata.error is not None:
                 raise broker_error(metadata.error, f"topic {topic}")
-            return {
-                TopicPartition(topic, number): client.get_watermark_offsets(Place(topic, number), timeout=_ASK_S)
-                for number in metadata.partitions
-            }
+            return {TopicPartition(topic, number): first_and_end(client, Place(topic, number)) for number in metadata.partitions}
         except KafkaException as error:
             raise broker_error(error, f"topic {topic}") from error
 

@@ -19,6 +19,7 @@ from confluent_kafka import TopicPartition as Place
 from choreo import failpoint
 from choreo.broker import CommitResult, Edge, Rebalanced, Start
 from choreo.errors import BrokerError
+from choreo.kafka.cluster import first_and_end
 from choreo.kafka.errors import broker_error
 from choreo.kafka.records import record_of
 from choreo.record import Batch, Record, TopicPartition
@@ -77,7 +78,7 @@ class KafkaConsumer:
         """The first offset at or after each time. Where nothing is so late, the end as it was before asking: librdkafka would
         look up "the end" when it begins to fetch, and skip what has come in between."""
         try:
-            ends = {(p.topic, p.partition): client.get_watermark_offsets(p, timeout=_LOOKUP_S)[1] for p in places}
+            ends = {(p.topic, p.partition): first_and_end(client, p)[1] for p in places}
         except KafkaException as error:
             raise broker_error(error, f"group {self._group}: ends of partitions") from error
         found = self._look_up(client.offsets_for_times, places, "offsets by time")

@@ -138,7 +138,9 @@ class Ground:
 
     def _serves(self, topic: str) -> bool:
         found = self.kafka.admin.list_topics(topic, timeout=REQUEST_S).topics[topic]
-        return found.error is None and all(partition.leader >= 0 for partition in found.partitions.values())
+        return (
+            found.error is None and all(partition.leader >= 0 for partition in found.partitions.values()) and bool(self.kafka.ends(topic))
+        )
 
     # ---- what goes in -------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from tests.support.kafka_access import REQUEST_S
 pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
 
 
+@pytest.mark.parametrize("group_protocol", ["consumer"])
 def test_a_service_that_ran_before_stops_loudly_and_goes_on_only_when_told_and_does_nothing_twice(scene: Scene) -> None:
     before = scene.produce(50)
     worker = scene.worker("worker")

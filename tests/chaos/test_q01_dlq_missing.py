@@ -28,6 +28,7 @@ def test_without_it_a_worker_refuses_to_start_and_says_so_in_one_line(scene: Sce
     assert scene.committed_events(produced) == []
 
 
+@pytest.mark.parametrize("group_protocol", ["classic"])
 def test_when_it_is_deleted_the_key_waits_and_the_letter_is_written_once_it_is_there_again(scene: Scene) -> None:
     before = scene.produce(20)
     # What is missing is reported sooner than after 10 s.

@@ -18,7 +18,9 @@ GRACE_S = 3.0
 CHOREO_RUN = ("-m", "choreo", "run", "tests.chaos.worker_main:payments")
 
 
-@pytest.mark.parametrize("on_thread", [False, True], ids=["async", "thread"])
+@pytest.mark.parametrize(
+    ("group_protocol", "on_thread"), [("classic", True), ("consumer", False)], ids=["classic-thread", "consumer-async"]
+)
 def test_the_process_ends_at_the_deadline_and_the_event_is_handled_by_another_member(scene: Scene, on_thread: bool) -> None:
     others = scene.produce(50)
     stuck = scene.produce_keys("stuck")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -17,8 +18,14 @@ AT_ONCE_S = 1.0
 STOPPED_AT_ONCE = 130
 
 
-@pytest.mark.parametrize("second", [WorkerProcess.sigterm, WorkerProcess.sigint], ids=["SIGTERM", "SIGINT"])
-def test_a_second_signal_ends_the_process_at_once_and_commits_nothing_unfinished(scene: Scene, second: object) -> None:
+@pytest.mark.parametrize(
+    ("group_protocol", "second"),
+    [("classic", WorkerProcess.sigterm), ("consumer", WorkerProcess.sigint)],
+    ids=["classic-SIGTERM", "consumer-SIGINT"],
+)
+def test_a_second_signal_ends_the_process_at_once_and_commits_nothing_unfinished(
+    scene: Scene, second: Callable[[WorkerProcess], None]
+) -> None:
     done = scene.produce(50)
     held = scene.produce_keys("held", "held-too")
     behind = scene.produce(50, seed=2)
@@ -31,7 +38,6 @@ def test_a_second_signal_ends_the_process_at_once_and_commits_nothing_unfinished
         worker.sigterm()
         worker.wait_output("stopping", deadline_s=END_S)
         asked_at_s = time.monotonic()
-        assert callable(second)
         second(worker)
         code = worker.wait(END_S)
         took_s = time.monotonic() - asked_at_s

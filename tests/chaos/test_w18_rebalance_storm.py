@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.conduct import DONE
-from tests.chaos.scene import END_S, PATIENT_SESSION_MS, Scene, counts, full, seed_of_run
+from tests.chaos.scene import END_S, Scene, counts, full, seed_of_run
 from tests.support.kafka_access import KafkaAccess
 from tests.support.names import Names
 from tests.support.process import WorkerProcess
@@ -24,12 +24,14 @@ MEMBERS = 8 if full() else 4
 STORM_S = 60.0 if full() else 12.0
 EVERY_S = 0.5
 LAG_GONE_S = 30.0
+SESSION_MS = 6_000
+"""Who leaves while it joins by the classic protocol is waited for so long: librdkafka's LeaveGroup stands behind its JoinGroup."""
 
 
 @pytest.fixture
 def scene(kafka: KafkaAccess, names: Names, group_protocol: str, tmp_path: Path) -> Iterator[Scene]:
     """With a partition for every member, and some more; nobody dies here."""
-    made = Scene(kafka, names, group_protocol, tmp_path, partitions=12, session_ms=PATIENT_SESSION_MS)
+    made = Scene(kafka, names, group_protocol, tmp_path, partitions=12, session_ms=SESSION_MS)
     yield made
     made.close()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import pairwise
 
 from choreo.record import TopicPartition
 from tests.chaos.scene import END_S, PATIENT_SESSION_MS, Scene
-from tests.support.checker import Report
 from tests.support.commits import CommitWatch
 from tests.support.history import Effect, Produced
 from tests.support.process import WorkerProcess
@@ -46,14 +46,21 @@ class Busy:
         return max(after.at_s - before.at_s for rows in effects.values() for before, after in pairwise(rows))
 
 
-def end(services: Sequence[Busy]) -> list[Report]:
-    """All brokers are back: stops the loads, waits until all is handled, stops the workers, asks the oracle."""
+def end(services: Sequence[Busy], *, sends_timed_out: bool = False) -> None:
+    """All brokers are back: stops the loads, waits until all is handled, stops the workers, and requires every promise.
+
+    `sends_timed_out`: an emit whose outcome nobody knows is written again, with the same id.
+    """
     for service in services:
         service.produced = service.load.stop()
     for service in services:
         # They catch up at the same time; the first may take all of it, the others have it then, too.
         service.scene.kafka.wait_for_no_lag(service.scene.group, [service.scene.orders], deadline_s=CATCH_UP_S)
-    return [service.scene.settle(service.produced, service.worker, commits=service.commits) for service in services]
+    reports = [service.scene.settle(service.produced, service.worker, commits=service.commits) for service in services]
+    for service, report in zip(services, reports, strict=True):
+        report.require()
+        handled = [event for event in service.produced if event.outcome == "ok"]
+        service.scene.require_children(handled, again={event.event_id for event in handled} if sends_timed_out else ())
 
 
 @contextmanager
@@ -62,7 +69,7 @@ def under_load(scenes: Sequence[Scene], *, seed: int) -> Iterator[list[Busy]]:
     with ExitStack() as stack:
         busy = []
         for scene in scenes:
-            worker = scene.worker().start()
+            worker = scene.worker(conduct=replace(scene.conduct(), emits=True)).start()
             commits = stack.enter_context(scene.watch_commits())
             load = stack.enter_context(Load(scene.kafka, scene.orders, keys=KEYS, rate_per_s=RATE_PER_S, seed=seed))
             busy.append(Busy(scene, worker, load, commits))

@@ -70,12 +70,11 @@ def test_the_example_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
     (example,) = [block for block in readme.blocks("python") if block.word("file") == "first.py"]
     (command,) = [command for command in readme.commands() if command.text.endswith("first.py")]
     (tmp_path / "first.py").write_text(example.code())
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CHOREO_")} | {"PYTHONPATH": str(ROOT)}
 
     ended = subprocess.run(
         [sys.executable, "first.py"],
         cwd=tmp_path,
-        env={**environment, "CHOREO_BOOTSTRAP": "embedded://"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CHOREO_BOOTSTRAP": "embedded://"},
         capture_output=True,
         text=True,
         timeout=RUN_S,

@@ -43,7 +43,8 @@ def test_the_settings_are_all_there_with_their_defaults(cls: Any, left_out: set[
     assert shown.keys() == fields.keys()
     for name, field in fields.items():
         if isinstance(field.default, str | int | float) and field.default != "":
-            assert shown[name] == f"{field.default:g}" if isinstance(field.default, float) else str(field.default).lower(), name
+            expected = f"{field.default:g}" if isinstance(field.default, float) else str(field.default).lower()
+            assert (name, shown[name]) == (name, expected)
 
 
 def test_the_refused_properties_are_all_there() -> None:

@@ -105,7 +105,7 @@ class Ledger:
 class Stage(Enum):
     """How far an attempt is."""
 
-    ON_THREAD = "waits for a thread"
+    ON_THREAD = "it waits for a thread"
     RUNS = "its handler runs"
     DONE = "its effect is there, its claim is not"
     DYING = "its letter is not acknowledged yet"

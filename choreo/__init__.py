@@ -3,6 +3,7 @@
 The public names, in reading order: what happens, who reacts, what a failure means, and the service that runs it.
 """
 
+from choreo.batcher import Batcher
 from choreo.core.retry import RetryPolicy, http_client_error
 from choreo.envelope import Envelope, derived_id
 from choreo.errors import (
@@ -42,6 +43,7 @@ __all__ = [
     "Emit",
     "Emits",
     "Failure",
+    "Batcher",
     "RetryPolicy",
     "http_client_error",
     "PermanentError",

@@ -27,8 +27,16 @@ Start: TypeAlias = int | Edge | datetime
 """Where to read on: an offset, an edge, or the first record at or after a time."""
 
 
+REBALANCE_FAILED = "_REBALANCE_FAILED"
+"""The code of the error that `poll` raises when `Rebalanced` could not answer for now: only a new consumer mends it."""
+
+
 class Rebalanced(Protocol):
-    """Told of a group's decisions, in the thread that polls, from within `poll` or `close`."""
+    """Told of a group's decisions, in the thread that polls, from within `poll` or `close`.
+
+    What it raises comes out of `poll`, not retriable: a BrokerError that was has the code REBALANCE_FAILED then. Nothing that
+    such a `poll` had taken is handed over; a new consumer reads it again.
+    """
 
     def assigned(self, committed: Mapping[TopicPartition, int | None]) -> Mapping[TopicPartition, Start]:
         """New partitions with their committed offsets; answers where to start each. Reading begins when it returns.

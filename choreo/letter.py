@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
-import orjson
 
 from choreo.envelope import EVENT_HEADERS, MAX_ID_CHARS, header_text
 from choreo.errors import DecodeError
@@ -156,6 +155,12 @@ class ReplayOutcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome", ta
 
 ReplayEntry = Run | Request | ReplayOutcome
 
+
+def source_of(letter: LetterState | Request) -> TopicPartition:
+    """The partition its event stood in: whoever owns it owns the letter."""
+    return TopicPartition(letter.origin.topic, letter.origin.partition)
+
+
 _state = msgspec.json.Decoder(LetterState)
 _owner = msgspec.json.Decoder(Owner)
 _entry: msgspec.json.Decoder[ReplayEntry] = msgspec.json.Decoder(ReplayEntry)
@@ -173,7 +178,7 @@ def dead_letter(topic: str, record: Record, death: Death) -> Outgoing:
         "event-id": death.event_id,
         "error-type": death.error_type,
         "error-message": death.message[:MAX_MESSAGE_CHARS],
-        "error-stack": death.stack.encode("utf-8", "replace")[-MAX_STACK_BYTES:].decode("utf-8", "replace"),
+        "error-stack": _utf8(death.stack)[-MAX_STACK_BYTES:].decode("utf-8", "replace"),
         "fingerprint": death.fingerprint,
         "attempts": str(death.attempts),
         "first-failed-at": _rfc3339(death.first_failed_at),
@@ -187,7 +192,7 @@ def dead_letter(topic: str, record: Record, death: Death) -> Outgoing:
     }
     if death.event_type is not None:
         added["event-type"] = death.event_type
-    own = [(PREFIX + name, value.encode("utf-8", "replace")) for name, value in added.items()]
+    own = [(PREFIX + name, _utf8(value)) for name, value in added.items()]
     return Outgoing(topic, record.key, record.value, [*without_dlq_headers(record.headers), *own])
 
 
@@ -233,12 +238,12 @@ def state_partition(source: TopicPartition, partitions: int) -> int:
 
 
 def state_record(topic: str, state: LetterState, partitions: int) -> Outgoing:
-    source = TopicPartition(state.origin.topic, state.origin.partition)
-    return Outgoing(topic, letter_key(state.handler, state.event_id), msgspec.json.encode(state), (), state_partition(source, partitions))
+    source = source_of(state)
+    return Outgoing(topic, letter_key(state.handler, state.event_id), _json(state), (), state_partition(source, partitions))
 
 
 def owner_record(topic: str, source: TopicPartition, owner: Owner, partitions: int) -> Outgoing:
-    return Outgoing(topic, owner_key(source), msgspec.json.encode(owner), (), state_partition(source, partitions))
+    return Outgoing(topic, owner_key(source), _json(owner), (), state_partition(source, partitions))
 
 
 def letter_state(record: Record, dlq: Place, death: Death, *, state: State, run: str) -> LetterState:
@@ -280,7 +285,7 @@ def read_state(record: Record) -> LetterState | Owner | None:
 
 
 def replay_record(topic: str, entry: ReplayEntry) -> Outgoing:
-    return Outgoing(topic, entry.run.encode(), msgspec.json.encode(entry), (), 0)
+    return Outgoing(topic, _utf8(entry.run), _json(entry), (), 0)
 
 
 def read_replay(record: Record) -> ReplayEntry:
@@ -306,10 +311,30 @@ class _PayloadOnly(msgspec.Struct):
     payload: msgspec.Raw
 
 
+def _json(value: msgspec.Struct) -> bytes:
+    """Its JSON, whatever its texts hold: what can't be UTF-8 (a lone surrogate, as in a file name that is not) is escaped.
+
+    A letter whose error says such a thing must be written all the same, or its event would end each worker that gets it.
+    """
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_escaped(msgspec.to_builtins(value)))
+
+
+def _escaped(value: object) -> object:
+    match value:
+        case str():
+            return _utf8(value).decode()
+        case dict():
+            return {name: _escaped(item) for name, item in value.items()}
+        case _:
+            return value
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
+
+
 def _rfc3339(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def to_json(value: object) -> str:
-    """Indented JSON of a struct, for ``--json`` screens."""
-    return orjson.dumps(msgspec.to_builtins(value), option=orjson.OPT_INDENT_2).decode()

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from choreo.broker import Broker, TopicInfo
 from choreo.codec import JsonCodec
@@ -43,13 +43,15 @@ Resource = AbstractContextManager[Any] | AbstractAsyncContextManager[Any]
 
 
 class Started(NamedTuple):
-    """What a start found, for whoever shows it. `kafka` is one line, `took_s` the seconds from nothing to joining the group."""
+    """What a start found, for whoever shows it. `kafka` is one line, `protocol` the group's where there is one, `took_s` the
+    seconds from nothing to joining the group."""
 
     worker: Worker
     settings: ServiceSettings
     kafka: str
     topics: Mapping[str, TopicInfo]
     took_s: float
+    protocol: str | None
 
 
 class Service:
@@ -186,7 +188,7 @@ class Service:
         )
 
     def default_store(self) -> Store:
-        """Claims in a file of this host."""
+        """Claims in a file of this host. Topic prefixes share it: a claim is kept by the group, prefix included."""
         return SqliteStore(f".choreo/{self.name}.db")
 
     def publisher(self) -> Publishing:
@@ -229,11 +231,12 @@ class Service:
             plan = self.plan(settings)
             found, topics = await wait_for_kafka(broker, settings.start_deadline_s)
             self._check_topics(topics, plan.names, consume=consume)
+            protocol = await _group_protocol(broker) if consume and self.specs else None
             worker = Worker(plan, broker)
             try:
                 await worker.start(consume=consume)
                 if started is not None:
-                    started(Started(worker, settings, found, topics, time.monotonic() - began_s))
+                    started(Started(worker, settings, found, topics, time.monotonic() - began_s, protocol))
                 yield worker
             finally:
                 worker.clean = await worker.stop()
@@ -288,6 +291,20 @@ def _stop(asked: asyncio.Event, begun: asyncio.Event, running: asyncio.Task[bool
     asked.set()
     if not begun.is_set():
         running.cancel()
+
+
+@runtime_checkable
+class _HasProtocol(Protocol):
+    """A broker whose groups may speak one of two protocols, as real Kafka's; no part of the port."""
+
+    def group_protocol(self) -> str: ...
+
+
+async def _group_protocol(broker: Broker) -> str | None:
+    """Asks the brokers before a consumer does, which then knows it: what they don't offer is told before anything is read."""
+    if not isinstance(broker, _HasProtocol):
+        return None
+    return await asyncio.get_running_loop().run_in_executor(None, broker.group_protocol)
 
 
 def _log_failure(failure: asyncio.Future[None]) -> None:

@@ -130,7 +130,16 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "start_deadline_s": float,
     "accept_lost_offsets": _flag,
 }
-_OTHERS = frozenset({"CHOREO_FAILPOINT", "CHOREO_TEST_BOOTSTRAP", "CHOREO_KAFKA_JARS", "CHOREO_WORKER", "CHOREO_STATUS"})
+_OTHERS = frozenset(
+    {
+        "CHOREO_FAILPOINT",
+        "CHOREO_TEST_BOOTSTRAP",
+        "CHOREO_KAFKA_JARS",
+        "CHOREO_KAFKA_PORT",  # docker-compose.kafka.yml's, exported by whoever changes its port
+        "CHOREO_WORKER",
+        "CHOREO_STATUS",
+    }
+)
 
 
 def resolve(code: ServiceSettings, environ: Mapping[str, str], flags: Mapping[str, Any] | None = None) -> Resolved:

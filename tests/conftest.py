@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from confluent_kafka import KafkaException
@@ -28,10 +29,12 @@ def kafka(request: pytest.FixtureRequest) -> Iterator[KafkaAccess]:
     """One broker for the whole run, shared: nobody breaks it. Started with the first test that asks."""
     given = os.environ.get("CHOREO_TEST_BOOTSTRAP")
     if given:
-        yield _reachable(KafkaAccess(given, "CHOREO_TEST_BOOTSTRAP"))
+        with closing(_reachable(KafkaAccess(given, "CHOREO_TEST_BOOTSTRAP"))) as access:
+            yield access
     elif _docker_works():
         request.getfixturevalue("docker_services")
-        yield _reachable(KafkaAccess(f"127.0.0.1:{_docker_port()}", "docker"))
+        with closing(_reachable(KafkaAccess(f"127.0.0.1:{_docker_port()}", "docker"))) as access:
+            yield access
     else:
         with _started(KafkaCluster(1)) as cluster:
             yield cluster.access()

@@ -117,7 +117,7 @@ class Shop:
                 if event.type in {payload.__event__.type for payload in spec.payloads}
             ]
             store = claims_of(service.name, self._folder)
-            store.open(service.name)
+            store.open(one.worker.plan.group)
             try:
                 found += [Handled(service.name, claim.handler, claim.event_id) for claim in asked if claim in store.lookup(asked)]
             finally:

@@ -18,6 +18,7 @@ from choreo.cli.loading import Target, load_target
 from choreo.cli.log_lines import Level, log_to_stderr
 from choreo.cli.sources import Sources
 from choreo.errors import ChoreoError
+from choreo.process import tune_process
 from choreo.runtime.lifeline import Lifeline, Ready
 from choreo.runtime.supervisor import Crew, Supervisor
 from choreo.service import Started
@@ -79,6 +80,8 @@ def run(
     found = load_target(target, flags)
     if line is not None:
         line.watch(found.settings.drain_s + LEAVING_S)
+    # After the service's code is there: what was imported lives as long as the process.
+    tune_process()
     try:
         shown = "json" if as_json else "screen" if show_screen else "nothing"
         raise typer.Exit(asyncio.run(_Running(found, flags, line, shown).run()))

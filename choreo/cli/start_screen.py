@@ -27,7 +27,8 @@ def head(service: str, version: str, workers: int, pids: Sequence[int]) -> str:
 def show_start(target: Target, started: Started) -> None:
     """The lines below the head, but for the last one: `ready` waits for partitions."""
     service, settings = target.service, started.settings
-    rows: list[tuple[str, str | Sequence[str]]] = [("kafka", f"{started.kafka}; group {started.worker.plan.group}")]
+    protocol = "" if started.protocol is None else f", protocol {started.protocol}"
+    rows: list[tuple[str, str | Sequence[str]]] = [("kafka", f"{started.kafka}; group {started.worker.plan.group}{protocol}")]
     if service.specs:
         rows.append(("reacts to", _reactions(service, started.topics, target)))
     emitted = service.emitted_topics()
@@ -48,6 +49,7 @@ def as_json(target: Target, started: Started, ready: Ready) -> dict[str, object]
         "pid": os.getpid(),
         "kafka": started.kafka,
         "group": started.worker.plan.group,
+        "protocol": started.protocol,
         "reacts_to": [
             {"handler": spec.name, "topics": [target.names(topic) for topic in spec.topics], "types": spec.event_names()}
             for spec in service.specs

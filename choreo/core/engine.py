@@ -60,7 +60,8 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     """One event for one handler. Owner: the engine; `attempts` counts begun ones.
 
     `event` is the decoded event or the error that decoding it raised, `wire` its ids: the engine looks at neither.
-    `run` is the replay it belongs to; only live deliveries (None) hold back an offset. `note` is the runtime's own.
+    `run` is the replay it belongs to; only live deliveries (None) hold back an offset. `note` and `failed_at` (when it failed
+    first) are the runtime's own.
     The garbage collector doesn't follow it (it would spend more than a tenth of the time there): `forget` unties its ring.
     """
 
@@ -74,6 +75,7 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     attempts: int = 0
     next: Any = None
     note: Any = None
+    failed_at: Any = None
     settled: bool = False
 
 

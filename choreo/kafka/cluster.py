@@ -40,6 +40,7 @@ class KafkaCluster:
     def __init__(self, properties: Mapping[str, Any], logger: logging.Logger) -> None:
         self._errors: deque[KafkaError] = deque(maxlen=50)
         self._bootstrap = str(properties["bootstrap.servers"])
+        self._login = login(properties)
         self._client = AdminClient({**properties, "error_cb": self._errors.append}, logger=logger)  # type: ignore[dict-item]
 
     def _problem(self, error: KafkaException, what: str) -> BrokerError:
@@ -129,10 +130,20 @@ class KafkaCluster:
 
     def describe(self) -> str:
         count = self.brokers()
-        return f"{self._bootstrap}, {count} broker{'s' if count != 1 else ''}"
+        return f"{self._bootstrap}, {count} broker{'s' if count != 1 else ''}{self._login}"
 
     def close(self) -> None:
-        """AdminClient has nothing to close; dropping it ends its threads."""
+        # AdminClient has nothing to close: dropping it ends its threads, and does so now, not when the interpreter goes.
+        self.__dict__.pop("_client", None)
+
+
+def login(properties: Mapping[str, Any]) -> str:
+    """``, SASL_SSL as payments``: how one gets in, and as whom where that is a name; nothing where anybody may."""
+    security = str(properties.get("security.protocol", "plaintext")).upper()
+    if security == "PLAINTEXT":
+        return ""
+    user = properties.get("sasl.username") if security.startswith("SASL") else None
+    return f", {security} as {user}" if user else f", {security}"
 
 
 def first_and_end(client: Consumer, place: Place) -> tuple[int, int]:

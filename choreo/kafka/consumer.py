@@ -3,13 +3,18 @@
 Every call is made by one thread (TRAPS 5). Offsets are stored, then committed: that way librdkafka checks ownership and
 never goes back (TRAPS 2). One asynchronous commit is under way at most; a synchronous one only while partitions are
 taken away (TRAPS 12).
+
+What raises inside a rebalance callback ends the client: librdkafka has assigned without us by then, and what `consume` had
+taken is gone with it. Nothing of that was handed over, so a new client reads it again from the committed offsets.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +22,7 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, 
 from confluent_kafka import TopicPartition as Place
 
 from choreo import failpoint
-from choreo.broker import CommitResult, Edge, Rebalanced, Start
+from choreo.broker import REBALANCE_FAILED, CommitResult, Edge, Rebalanced, Start
 from choreo.errors import BrokerError
 from choreo.kafka.cluster import first_and_end
 from choreo.kafka.errors import broker_error
@@ -27,6 +32,8 @@ from choreo.record import Batch, Record, TopicPartition
 _LOOKUP_S = 10.0
 _LOOKUP_TRIES = 3
 _NOTHING_STORED = KafkaError._NO_OFFSET
+_AGAIN_FIRST_S = 0.1
+_AGAIN_MOST_S = 10.0
 # Told by librdkafka while it mends the connection itself; shown, not raised.
 _PASSING = frozenset({"_TRANSPORT", "_RESOLVE", "_TIMED_OUT", "_MAX_POLL_EXCEEDED"})
 
@@ -39,8 +46,14 @@ class KafkaConsumer:
         self._results: list[CommitResult] = []
         self._assigned: set[TopicPartition] = set()
         self._wanted: dict[TopicPartition, int] = {}
+        self._under_way: dict[TopicPartition, int] = {}
+        """What the commit under way is about; without what was taken away meanwhile."""
+        self._moved: set[TopicPartition] = set()
+        """What went through a callback since the last record was taken."""
         self._paused_early: set[TopicPartition] = set()
         self._committing = False
+        self._refusals = 0
+        self._commit_after_s = 0.0
         self._closed = False
         self._listener: Rebalanced | None = None
         self._group = str(properties["group.id"])
@@ -56,6 +69,11 @@ class KafkaConsumer:
         if not places:
             client.incremental_assign([])
             return
+        self._moved.update(_partitions(places))
+        with self._ends_the_client():
+            self._assign(client, places)
+
+    def _assign(self, client: Consumer, places: list[Place]) -> None:
         assert self._listener is not None
         committed = {
             TopicPartition(place.topic, place.partition): place.offset if place.offset >= 0 else None
@@ -87,22 +105,39 @@ class KafkaConsumer:
     def _on_revoke(self, client: Consumer, places: list[Place]) -> None:
         assert self._listener is not None
         partitions = _partitions(places)
-        offsets = self._listener.revoked(partitions)
-        self._commit_now({p: o for p, o in offsets.items() if p in self._assigned})
-        self._drop(partitions)
-        client.incremental_unassign(places)
+        self._moved.update(partitions)
+        with self._ends_the_client():
+            offsets = self._listener.revoked(partitions)
+            self._commit_now({p: o for p, o in offsets.items() if p in self._assigned})
+            self._drop(partitions)
+            client.incremental_unassign(places)
 
     def _on_lost(self, client: Consumer, places: list[Place]) -> None:
         assert self._listener is not None
         partitions = _partitions(places)
+        self._moved.update(partitions)
         self._drop(partitions)
-        self._listener.lost(partitions)
-        client.incremental_unassign(places)
+        with self._ends_the_client():
+            self._listener.lost(partitions)
+            client.incremental_unassign(places)
+
+    @contextmanager
+    def _ends_the_client(self) -> Iterator[None]:
+        """An error that could be waited out elsewhere can't be here: a new client is needed. See this file's first lines."""
+        try:
+            yield
+        except BrokerError as error:
+            if not error.retriable:
+                raise
+            raise BrokerError(str(error), code=REBALANCE_FAILED, retriable=False) from error
+        except KafkaException as error:
+            raise BrokerError(str(broker_error(error, f"group {self._group}")), code=REBALANCE_FAILED, retriable=False) from error
 
     def _drop(self, partitions: Sequence[TopicPartition]) -> None:
         self._assigned.difference_update(partitions)
         for partition in partitions:
             self._wanted.pop(partition, None)
+            self._under_way.pop(partition, None)
 
     def _look_up(self, ask: Any, places: list[Place], what: str) -> list[Place]:
         for attempt in range(1, _LOOKUP_TRIES + 1):
@@ -124,16 +159,23 @@ class KafkaConsumer:
     def poll(self, max_records: int, timeout_s: float) -> list[Batch]:
         if self._errors:
             self._raise_serious()
-        first = self._client.poll(timeout_s)
-        if not self._committing and self._wanted:
+        with self._ends_the_client():
+            messages = self._take(max_records, timeout_s)
+        if self._wanted and not self._committing and time.monotonic() >= self._commit_after_s:
             self._commit_soon()
-        if first is None:
-            return []
-        messages = [first]
-        if max_records > 1:
-            # consume(n, t) waits for the n-th; so: poll for one, then take what is there (TRAPS 4).
-            messages += self._client.consume(max_records - 1, 0)
-        return self._batches(messages)
+        return self._batches(messages) if messages else []
+
+    def _take(self, max_records: int, timeout_s: float) -> list[Message]:
+        first = self._client.poll(timeout_s)
+        if first is None or max_records == 1:
+            return [] if first is None else [first]
+        self._moved.clear()
+        # consume(n, t) waits for the n-th; so: poll for one, then take what is there (TRAPS 4).
+        more = self._client.consume(max_records - 1, 0)
+        if self._moved and TopicPartition(first.topic() or "", first.partition() or 0) in self._moved:
+            # It was taken away, and perhaps given back, since: whoever has it now reads this record again.
+            return more
+        return [first, *more]
 
     def _batches(self, messages: list[Message]) -> list[Batch]:
         runs: dict[TopicPartition, list[Record]] = {}
@@ -176,12 +218,12 @@ class KafkaConsumer:
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         self._wanted.update((p, o) for p, o in offsets.items() if p in self._assigned)
-        if not self._committing:
+        if not self._committing and time.monotonic() >= self._commit_after_s:
             self._commit_soon()
 
     def _commit_soon(self) -> None:
         wanted, self._wanted = self._wanted, {}
-        stored = self._store(wanted)
+        stored = self._under_way = self._store(wanted)
         if failpoint.ACTIVE:
             failpoint.hit("after_store_offsets")
         if not stored:
@@ -190,7 +232,16 @@ class KafkaConsumer:
             self._client.commit(asynchronous=True)
             self._committing = True
         except KafkaException as error:
-            self._results.append(CommitResult(stored, broker_error(error, f"group {self._group}: commit")))
+            self._refused(broker_error(error, f"group {self._group}: commit"))
+
+    def _refused(self, problem: BrokerError) -> None:
+        """librdkafka keeps what was stored; asking once more commits it. After a while: whatever it is won't pass at once."""
+        self._results.append(CommitResult(self._under_way, problem))
+        for partition, offset in self._under_way.items():
+            self._wanted.setdefault(partition, offset)
+        self._under_way = {}
+        self._commit_after_s = time.monotonic() + min(_AGAIN_MOST_S, _AGAIN_FIRST_S * 2**self._refusals)
+        self._refusals = min(self._refusals + 1, 10)
 
     def _commit_now(self, offsets: Mapping[TopicPartition, int]) -> None:
         stored = self._store(offsets)
@@ -216,19 +267,14 @@ class KafkaConsumer:
         self._committing = False
         if failpoint.ACTIVE:
             failpoint.hit("after_commit")
-        offsets = {TopicPartition(p.topic, p.partition): p.offset for p in places if p.offset >= 0}
         if error is not None and error.code() == _NOTHING_STORED:
             return
         problem = error or next((p.error for p in places if p.error is not None), None)
         if problem is None:
-            self._results.append(CommitResult(offsets, None))
-            return
-        result = CommitResult(offsets, broker_error(problem, f"group {self._group}: commit"))
-        self._results.append(result)
-        # librdkafka keeps what was stored; asking once more commits it (unless it has moved on by then).
-        for partition, offset in offsets.items():
-            if partition in self._assigned:
-                self._wanted.setdefault(partition, offset)
+            self._refusals = 0
+            self._results.append(CommitResult({TopicPartition(p.topic, p.partition): p.offset for p in places if p.offset >= 0}, None))
+        else:
+            self._refused(broker_error(problem, f"group {self._group}: commit"))
 
     def commit_results(self) -> list[CommitResult]:
         results, self._results = self._results, []

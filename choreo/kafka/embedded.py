@@ -7,6 +7,7 @@ record for its size, and can't look up offsets by time. tests/conformance/test_e
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -72,8 +73,16 @@ class _Host:
             running = self._running.get(os.getpid())
             if running is None:
                 running = self._running[os.getpid()] = _start()
+                atexit.register(self.end)
                 _log.warning("Kafka runs inside this process (%s): for demos only, it forgets everything at the end", running.address)
             return running
+
+    def end(self) -> None:
+        """Ends it, with this process: not when the interpreter is half gone already."""
+        with self._lock:
+            running = self._running.pop(os.getpid(), None)
+        if running is not None:
+            running.client.close()
 
 
 def _start() -> _Running:

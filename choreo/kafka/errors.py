@@ -1,10 +1,15 @@
-"""Which of Kafka's errors can be waited out? librdkafka's and the broker's codes as BrokerError."""
+"""Which of Kafka's errors can be waited out, and which mean a wrong property? librdkafka's and the broker's codes as ours."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 from confluent_kafka import KafkaError, KafkaException
 
-from choreo.errors import BrokerError
+from choreo.errors import BrokerError, told
+
+_CREATING = re.compile(r"^Failed to create [a-z ]+: ")
 
 # Not retriable: waiting does not help, somebody must act.
 _FINAL = frozenset(
@@ -51,6 +56,21 @@ _ADVICE = {
     "FENCED_INSTANCE_ID": "another member has the same group.instance.id; give each its own",
     "UNRELEASED_INSTANCE_ID": "another member has the same group.instance.id; give each its own",
 }
+
+
+def why_refused(make: Callable[[], object]) -> str | None:
+    """What librdkafka, or its Python client, says against the properties that `make` builds a client with; None when it takes
+    them. Raises BrokerError for what is not their fault (no threads left)."""
+    try:
+        make()
+    except KafkaException as error:
+        inner = error.args[0] if error.args else None
+        if not isinstance(inner, KafkaError) or inner.code() != KafkaError._INVALID_ARG:
+            raise broker_error(error, "making a Kafka client") from error
+        return _CREATING.sub("", " ".join(str(inner.str()).split()))
+    except (TypeError, ValueError) as error:
+        return " ".join(told(error).split())
+    return None
 
 
 def broker_error(error: KafkaError | KafkaException, what: str) -> BrokerError:

@@ -26,6 +26,8 @@ from choreo.kafka.errors import broker_error
 from choreo.record import Outgoing
 
 _log = logging.getLogger("choreo.kafka")
+_FAILED = (SystemError, KafkaException)
+"""What a client raises that has failed for good (TRAPS 14)."""
 
 
 class _Sent(msgspec.Struct, eq=False):
@@ -113,9 +115,9 @@ class KafkaProducer:
             self._client.poll(timeout_s)
             if self._one_by_one is not None:
                 self._one_by_one.poll(0)
-        except (SystemError, KafkaException) as error:
+        except _FAILED as error:
             # The client's binding raises a fatal error here instead of calling error_cb.
-            self._rebuild(str(broker_error(error, "producer") if isinstance(error, KafkaException) else f"librdkafka failed: {error}"))
+            self._rebuild(_problem(error))
         if self._errors:
             self._look_at_errors()
         return before - len(self._out)
@@ -124,25 +126,30 @@ class KafkaProducer:
         while self._errors:
             problem = broker_error(self._errors.popleft(), "producer")
             if problem.fatal:
-                self._rebuild(str(problem))
+                self._rebuild(problem)
                 return
             _log.warning("%s", problem)
 
-    def _rebuild(self, why: str) -> None:
-        _log.error("the producer failed for good (%s); building a new one, %d sends are unknown", why, len(self._out))
-        self._client.purge()
+    def _rebuild(self, problem: BrokerError) -> None:
+        _log.error("the producer failed for good (%s); building a new one, %d sends are unknown", problem, len(self._out))
+        self._purge()
         self._errors.clear()
         self._client, self._one_by_one = self._build(), None
-        self._report_unknown(f"producer failed: {why}")
+        # Who has no right to write gets this in place of an error of the topic; no new client helps.
+        forbidden = problem.code.endswith("AUTHORIZATION_FAILED")
+        self._report_unknown(f"producer failed: {problem}", problem.code if forbidden else "UNKNOWN", retriable=not forbidden)
 
-    def _report_unknown(self, why: str) -> int:
+    def _purge(self) -> None:
+        self._client.purge()
+        if self._one_by_one is not None:
+            self._one_by_one.purge()
+
+    def _report_unknown(self, why: str, code: str = "UNKNOWN", *, retriable: bool = True) -> None:
         unknown = list(self._out)
         self._out.clear()
         for sent in unknown:
-            sent.report(
-                Report(-1, -1, BrokerError(f"writing to {sent.record.topic}: unknown outcome: {why}", code="UNKNOWN", retriable=True))
-            )
-        return len(unknown)
+            error = BrokerError(f"writing to {sent.record.topic}: unknown outcome: {why}", code=code, retriable=retriable)
+            sent.report(Report(-1, -1, error))
 
     def flush(self, timeout_s: float) -> int:
         self._flush(timeout_s)
@@ -155,13 +162,14 @@ class KafkaProducer:
             return 0
         self._flush(timeout_s)
         self._closed = True
-        if self._out:
-            self._client.purge()
-            self._client.poll(0)
-        left = self._report_unknown("closed before it was acknowledged")
+        left = len(self._out)
+        self._purge()
+        if left:
+            # Of what never left the local queue the reports say so.
+            self.poll(0)
+        self._report_unknown("closed before it was acknowledged")
         self._client.close()
         if self._one_by_one is not None:
-            self._one_by_one.purge()
             self._one_by_one.close()
         return left
 
@@ -171,9 +179,13 @@ class KafkaProducer:
             self._client.flush(timeout_s)
             if self._one_by_one is not None:
                 self._one_by_one.flush(max(0.0, until - time.monotonic()))
-        except KafkaException as error:
+        except _FAILED as error:
             # A client that failed for good flushes nothing: what is out is unknown.
-            self._rebuild(str(broker_error(error, "producer")))
+            self._rebuild(_problem(error))
+
+
+def _problem(error: Exception) -> BrokerError:
+    return broker_error(error, "producer") if isinstance(error, KafkaException) else BrokerError(f"librdkafka failed: {error}", fatal=True)
 
 
 _made: WeakSet[KafkaProducer] = WeakSet()

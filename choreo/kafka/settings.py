@@ -1,6 +1,7 @@
 """Which librdkafka properties does each client get, and which may a user not set?
 
-choreo's promises rest on some properties; those are refused by name before the first poll, with the reason.
+choreo's promises rest on some properties; those are refused by name when the settings are made, with the reason. What
+librdkafka itself refuses is found when a broker is first used (broker.py).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ REFUSED: Mapping[str, str] = {
     "enable.partition.eof": "choreo does not use it",
     "retries": "choreo's producer retries within delivery.timeout.ms",
     "message.send.max.retries": "choreo's producer retries within delivery.timeout.ms",
+    "isolation.level": "choreo reads what is committed only: an aborted transaction's records never were",
+    "allow.auto.create.topics": "choreo never makes a topic by accident; make it with: choreo topics apply",
     "error_cb": "choreo classifies errors itself",
     "on_commit": "choreo reads commit results itself",
 }
@@ -81,6 +84,35 @@ PRODUCER_ONLY = frozenset(
         "topic.metadata.propagation.max.ms",
     }
 )
+KNOWN = (
+    CONSUMER_ONLY
+    | PRODUCER_ONLY
+    | {
+        "broker.address.family",
+        "client.id",
+        "client.rack",
+        "connections.max.idle.ms",
+        "debug",
+        "message.max.bytes",
+        "metadata.max.age.ms",
+        "reconnect.backoff.max.ms",
+        "reconnect.backoff.ms",
+        "sasl.mechanism",
+        "sasl.password",
+        "sasl.username",
+        "security.protocol",
+        "socket.connection.setup.timeout.ms",
+        "socket.keepalive.enable",
+        "socket.timeout.ms",
+        "ssl.ca.location",
+        "ssl.certificate.location",
+        "ssl.endpoint.identification.algorithm",
+        "ssl.key.location",
+        "ssl.key.password",
+        "statistics.interval.ms",
+    }
+)
+"""What a name that librdkafka doesn't know may have meant; it has more, and won't list them."""
 SECRETS = ("password", "secret", "sasl.jaas", "token", "ssl.key.pem")
 
 _COMMON: dict[str, Any] = {
@@ -146,9 +178,11 @@ class KafkaSettings:
             if name == "group.protocol":
                 raise ConfigurationError("Kafka property group.protocol: use KafkaSettings(group_protocol=...) or CHOREO_GROUP_PROTOCOL")
 
-    def needs_classic(self) -> bool:
-        """Whether a property was set that only the classic protocol knows."""
-        return any(name in CLASSIC_ONLY for name in self.properties)
+    def settled_protocol(self) -> Literal["classic", "consumer"] | None:
+        """The group protocol, unless the brokers have to be asked: a property that only the classic one knows chooses that."""
+        if self.group_protocol != "auto":
+            return self.group_protocol
+        return "classic" if any(name in CLASSIC_ONLY for name in self.properties) else None
 
     def common(self) -> dict[str, Any]:
         """For a client that neither consumes nor produces."""

@@ -13,10 +13,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from choreo.core.engine import Delivery
 from choreo.errors import StoreError
+from choreo.letter import payload_hash
 from choreo.store import Claim, Store
 from choreo.telemetry.counters import Counters
 
@@ -28,6 +30,8 @@ RECENT = 20_000
 STILL_S = 1.0
 """A process that stood still so long (SIGSTOP, a paused machine) may be a zombie: its partitions have moved, and what waits
 in its lanes was handled elsewhere. So what it had looked up is looked up again (tests/chaos/test_w14_zombie.py)."""
+FRESH_S = 2.0
+"""What was looked up longer ago is looked up again: an event may wait in its lane, and its duplicate be handled elsewhere."""
 RETRY_S = 1.0
 BATCH = 2_000
 
@@ -35,12 +39,12 @@ BATCH = 2_000
 class Claims:
     """The claims of one worker. Owner: the event loop; the store is touched by its own thread only."""
 
-    def __init__(self, store: Store, counters: Counters, settled: Callable[[Delivery], None]) -> None:
+    def __init__(self, store: Store, counters: Counters, settled: Callable[[Delivery], object]) -> None:
         self._store = store
         self._counters = counters
         self._settled = settled
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="choreo-store")
-        self._recent: dict[Claim, int] = {}
+        self._recent: dict[Claim, bytes] = {}
         self._order: deque[Claim] = deque()
         self._made = 0
         self._running: dict[Claim, tuple[Delivery, deque[Delivery]]] = {}
@@ -51,8 +55,8 @@ class Claims:
         self.broken: BaseException | None = None
         """What writing claims ended with: a store error that waiting can't mend, or a mistake of ours; the worker stops."""
 
-    async def open(self, service: str) -> None:
-        await self._patiently(lambda: self._store.open(service))
+    async def open(self, group: str) -> None:
+        await self._patiently(lambda: self._store.open(group))
 
     def describe(self) -> str:
         return self._store.describe()
@@ -62,17 +66,26 @@ class Claims:
         wanted = [(delivery, claim_of(delivery)) for delivery in deliveries]
         if not wanted:
             return
-        made, looked_at_s = self._made, time.monotonic()
+        made = self._made
         claims = [claim for _, claim in wanted]
-        found = await self._patiently(lambda: self._store.lookup(claims))
+
+        def look() -> tuple[float, dict[Claim, bytes]]:
+            looked_at_s = time.monotonic()
+            found = self._store.lookup(claims)
+            return looked_at_s, self._store.payloads(found) if found else {}
+
+        looked_at_s, found = await self._patiently(look)
         for delivery, claim in wanted:
-            delivery.note = (claim, claim in found, made, looked_at_s)
+            delivery.note = (claim, found.get(claim), made, looked_at_s)
 
     def is_fresh(self, delivery: Delivery) -> bool:
         """Whether what was looked up for it still tells the truth, about this process's own claims and about others'."""
         self.beat()
         note = delivery.note
-        return note is not None and self._made - note[2] < RECENT and note[3] >= self._stood_still_s
+        if note is None or self._made - note[2] >= RECENT:
+            return False
+        looked_at_s: float = note[3]
+        return looked_at_s >= self._stood_still_s and self._beat_s - looked_at_s < FRESH_S
 
     def beat(self) -> None:
         """The event loop runs; called often, so that a long silence shows that the process stood still."""
@@ -84,7 +97,10 @@ class Claims:
     def begin(self, delivery: Delivery) -> bool | None:
         """True: it was claimed before, don't run it. False: run it. None: the same claim is running; it will be `released`."""
         claim, found = delivery.note[:2]
-        if found or claim in self._recent:
+        if found is None:
+            found = self._recent.get(claim)
+        if found is not None:
+            self._compare(delivery, found)
             return True
         running = self._running.get(claim)
         if running is not None:
@@ -92,6 +108,19 @@ class Claims:
             return None
         self._running[claim] = (delivery, deque())
         return False
+
+    def _compare(self, delivery: Delivery, claimed: bytes) -> None:
+        """The same id with another payload is no duplicate but a collision: whoever emitted it emits differently when it runs again."""
+        if claimed and claimed != digest(delivery.record.value):
+            self._counters.id_collisions += 1
+            _log.error(
+                "%s: %s: event %s came with another payload than the one that was handled, and is not applied; %s emits differently "
+                "when it runs again: let what it emits follow from its event alone, or give Emit an id_key",
+                delivery.route.name,
+                delivery.record.origin,
+                delivery.wire.event_id,
+                delivery.wire.source or "its producer (no choreo-source header)",
+            )
 
     def end(self, delivery: Delivery) -> Iterable[Delivery]:
         """It no longer runs; those that waited for it, to be begun again."""
@@ -103,6 +132,11 @@ class Claims:
             return ()
         del self._running[claim]
         return running[1]
+
+    def runs(self, delivery: Delivery) -> bool:
+        """Whether it has begun: from `begin` to `end`. Before, it may wait for the store, which is not its handler's time."""
+        running = None if delivery.note is None else self._running.get(delivery.note[0])
+        return running is not None and running[0] is delivery
 
     def add(self, delivery: Delivery) -> None:
         """It succeeded and its emits are acknowledged: its claim is written with the next batch, then it is settled."""
@@ -119,20 +153,21 @@ class Claims:
         while self._to_write:
             batch, self._to_write = self._to_write[:BATCH], self._to_write[BATCH:]
             claims = [claim for _, claim in batch]
-            there = await self._patiently(lambda claims=claims: self._store.claim(claims))  # type: ignore[misc]
-            for delivery, claim in batch:
+            payloads = [digest(delivery.record.value) for delivery, _ in batch]
+            there = await self._patiently(partial(self._store.claim, claims, payloads))
+            for (delivery, claim), payload in zip(batch, payloads, strict=True):
                 if claim in there:
                     self._counters.claimed_elsewhere += 1
                     _log.warning(
                         "%s: %s was claimed by another member while it ran here; its effect may exist twice", claim.handler, claim.event_id
                     )
-                self._remember(claim)
+                self._remember(claim, payload)
                 self._settled(delivery)
         self._writing = None
 
-    def _remember(self, claim: Claim) -> None:
+    def _remember(self, claim: Claim, payload: bytes) -> None:
         self._made += 1
-        self._recent[claim] = self._made
+        self._recent[claim] = payload
         self._order.append(claim)
         if len(self._order) > RECENT:
             self._recent.pop(self._order.popleft(), None)
@@ -165,6 +200,11 @@ class Claims:
             await asyncio.gather(self._writing, return_exceptions=True)
         await self._in_thread(self._store.close)
         self._thread.shutdown(wait=False)
+
+
+def digest(value: bytes | None) -> bytes:
+    """What stands beside a claim: the first 16 bytes of the payload's SHA-256 (of ``choreo.letter.payload_hash``)."""
+    return bytes.fromhex(payload_hash(value or b"")[:32])
 
 
 def claim_of(delivery: Delivery) -> Claim:

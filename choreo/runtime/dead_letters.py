@@ -1,7 +1,9 @@
 """Is the letter safe? Writes a delivery that died to the dlq, then its state, and only then lets it settle.
 
 dlq acknowledged -> state acknowledged -> settle (DESIGN section 6). A letter that can't be written holds its lane: the
-sends are tried until they go through, and `troubled` says so; nothing is dropped, no offset passes it.
+sends are tried until they go through, and `troubled` says so; nothing is dropped, no offset passes it. When its partition
+is gone, no further step is taken: its next owner has the event, and a state of ours would open a letter that it knows
+nothing of. A dlq record without one is an abandoned copy.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from pathlib import PurePath
 
 from choreo import failpoint
 from choreo.broker import Report
-from choreo.core.engine import Delivery
+from choreo.core.engine import GONE, Delivery, Partition
 from choreo.errors import BrokerError, DecodeError, told
 from choreo.letter import Death, LetterState, Place, dead_letter, dlq_topic, letter_state, letters_topic, state_record
 from choreo.runtime.sends import Sends
@@ -40,42 +42,59 @@ class DeadLetters:
         self._state_partitions = state_partitions
 
     def write(self, delivery: Delivery, error: Exception, first_failed_at: datetime, then: Callable[[LetterState], None]) -> None:
-        """The delivery died of `error`: `then(state)` when both records are acknowledged."""
-        death = self._death(delivery, error, first_failed_at)
-        replay = delivery.run
-        run = "" if replay is None else replay.run
+        """The delivery died of `error`: `then(state)` when both records are acknowledged.
+
+        Also, and nothing more is written, when its partition is gone: settling it, it counts as late.
+        """
+        self._write(delivery, self._death(delivery, error, first_failed_at), then)
+
+    def _write(self, delivery: Delivery, death: Death, then: Callable[[LetterState], None]) -> None:
+        def state(place: Place) -> LetterState:
+            return letter_state(delivery.record, place, death, state="open", run="" if delivery.run is None else delivery.run.run)
+
+        def again() -> None:
+            self._write(delivery, death, then)
 
         def written(problem: BrokerError | None, reports: Sequence[Report]) -> None:
-            if problem is not None:
+            if delivery.partition.state is GONE:
+                again()  # which ends it
+            elif problem is not None:
                 # Too large for the dlq even with its own limits: an operator must raise max.message.bytes; try until then.
                 _log.error("%s: its letter can't be written: %s; the key waits, nothing is lost", delivery.record.origin, problem)
-                self._sends.later(lambda: self.write(delivery, error, first_failed_at, then))
-                return
-            if reports[0].offset < 0:
+                self._sends.later(again)
+            elif reports[0].offset < 0:
                 # It is there, and Kafka doesn't say where. What no state points to is no letter: so once more.
-                self.write(delivery, error, first_failed_at, then)
-                return
-            if failpoint.ACTIVE:
-                failpoint.hit("after_dlq_ack")
-            place = Place(self._dlq, reports[0].partition, reports[0].offset)
-            self.write_state(letter_state(delivery.record, place, death, state="open", run=run), then)
+                again()
+            else:
+                if failpoint.ACTIVE:
+                    failpoint.hit("after_dlq_ack")
+                self.write_state(state(Place(self._dlq, reports[0].partition, reports[0].offset)), delivery.partition, then)
 
-        self._sends.send((dead_letter(self._dlq, delivery.record, death),), written)
+        if delivery.partition.state is GONE:
+            then(state(Place(self._dlq, -1, -1)))
+            return
+        self._sends.send_while(lambda: delivery.partition.state is not GONE, dead_letter(self._dlq, delivery.record, death), written)
 
-    def write_state(self, state: LetterState, then: Callable[[LetterState], None]) -> None:
-        """Writes a letter's state; `then(state)` when it is acknowledged."""
+    def write_state(self, state: LetterState, source: Partition, then: Callable[[LetterState], None]) -> None:
+        """Writes a letter's state; `then(state)` when it is acknowledged, or, unwritten, when its `source` is gone."""
+
+        def again() -> None:
+            self.write_state(state, source, then)
 
         def written(problem: BrokerError | None, _: Sequence[Report]) -> None:
-            if problem is not None:
+            if problem is not None and source.state is not GONE:
                 # It holds the record's key, which may be larger than a state may be here: as above, for the other topic.
                 _log.error("%s: the state of its letter can't be written: %s; the key waits, nothing is lost", state.origin, problem)
-                self._sends.later(lambda: self.write_state(state, then))
+                self._sends.later(again)
                 return
-            if failpoint.ACTIVE:
+            if failpoint.ACTIVE and problem is None:
                 failpoint.hit("after_letter_state")
             then(state)
 
-        self._sends.send((state_record(self._letters, state, self._state_partitions),), written)
+        if source.state is GONE:
+            then(state)
+            return
+        self._sends.send_while(lambda: source.state is not GONE, state_record(self._letters, state, self._state_partitions), written)
 
     def _death(self, delivery: Delivery, error: Exception, first_failed_at: datetime) -> Death:
         undecodable = isinstance(error, DecodeError)
@@ -122,4 +141,5 @@ def fingerprint(error: Exception) -> str:
     own = [frame for frame in frames if "site-packages" not in frame.filename and "/choreo/runtime/" not in frame.filename]
     where = f"{PurePath(own[-1].filename).name}:{own[-1].lineno}" if own and not isinstance(error, DecodeError) else ""
     detail = f"{error.reason}:{error.path}:{error.event_type}" if isinstance(error, DecodeError) else where
-    return hashlib.sha256(f"{type(error).__qualname__}|{detail}".encode()).hexdigest()[:8]
+    # "backslashreplace": the name of a file may be no UTF-8.
+    return hashlib.sha256(f"{type(error).__qualname__}|{detail}".encode("utf-8", "backslashreplace")).hexdigest()[:8]

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import copy_context
 from typing import Any, TypeAlias
 
 import msgspec
 
 from choreo import failpoint
 from choreo.core.engine import Delivery
-from choreo.errors import DecodeError, PermanentError, TransientError, told
+from choreo.errors import DecodeError, HandlerTimeoutError, PermanentError, TransientError, told
 from choreo.handler import Context, Failure, HandlerSpec
 from choreo.record import Outgoing
 from choreo.runtime.claims import Claims
@@ -71,7 +72,7 @@ async def deliver(delivery: Delivery, wiring: Wiring) -> Outcome:
     problem: BaseException | None = None
     try:
         if type(event) is DecodeError:
-            raise event
+            return Failed(event)  # not raised: see reading.py, `_as_value`
         if wiring.claims is not None:
             if not wiring.claims.is_fresh(delivery):
                 await wiring.claims.look_up((delivery,))
@@ -147,20 +148,32 @@ def answered(delivery: Delivery, spec: HandlerSpec, answer: object, wiring: Wiri
     return Emitted(records) if records else DONE
 
 
-async def recover(delivery: Delivery, failure: Failure, wiring: Wiring) -> Outcome:
-    """The handler's last resort: its final failure turned into emits. Never raises but CancelledError."""
+Aside: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Runs a plain function on a thread and waits for it."""
+
+
+async def recover(delivery: Delivery, failure: Failure, wiring: Wiring, aside: Aside) -> Outcome:
+    """The handler's last resort: its final failure turned into emits, within `timeout_s`. Never raises but CancelledError.
+
+    A plain `def recover` can't be cut short: its lane goes on without it, to the letter.
+    """
     spec = wiring.specs[delivery.route.index]
+    limit = asyncio.timeout(spec.timeout_s)
     try:
         context = context_of(delivery, spec, wiring.service)
         CURRENT.set(context)
-        if inspect.iscoroutinefunction(spec.handler.recover):
-            answer: Any = await spec.handler.recover(delivery.event, failure, context)
-        else:
-            answer = await asyncio.to_thread(spec.handler.recover, delivery.event, failure, context)
+        async with limit:
+            if inspect.iscoroutinefunction(spec.handler.recover):
+                answer: Any = await spec.handler.recover(delivery.event, failure, context)
+            else:
+                of_this = copy_context()
+                answer = await aside(lambda: of_this.run(spec.handler.recover, delivery.event, failure, context))
         return answered(delivery, spec, answer, wiring, None)
     except (asyncio.CancelledError, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001 - becomes a value
+        if isinstance(error, TimeoutError) and limit.expired():
+            return Failed(HandlerTimeoutError(f"recover did not end within timeout_s={spec.timeout_s:g}"))
         return _failed(error)
 
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 
 from choreo.core.engine import GONE, IN_FLIGHT_BOUND, Engine, Partition
-from choreo.errors import DecodeError, StoreError
+from choreo.errors import DecodeError
 from choreo.record import Batch, TopicPartition
 from choreo.runtime.claims import Claims
 from choreo.runtime.intake import Intake
@@ -38,7 +38,7 @@ class _Held:
 
 
 class Feeding:
-    """Owner: the event loop. `received` is called when the engine got something, `failed` when the store can't be used."""
+    """Owner: the event loop. `received` is called when the engine got something."""
 
     def __init__(
         self,
@@ -49,7 +49,6 @@ class Feeding:
         counters: Counters,
         *,
         received: Callable[[], None],
-        failed: Callable[[BaseException], None],
     ) -> None:
         self._engine = engine
         self._reader = reader
@@ -57,7 +56,6 @@ class Feeding:
         self._intake = intake
         self._counters = counters
         self._received = received
-        self._failed = failed
         self._loop = asyncio.get_running_loop()
         self._held: dict[TopicPartition, _Held] = {}
         self._arrival = asyncio.Event()
@@ -67,7 +65,8 @@ class Feeding:
         self._arrival.set()
 
     async def run(self) -> None:
-        """Gives the engine what the intake handed over, in order, as far as there is room."""
+        """Gives the engine what the intake handed over, in order, as far as there is room. Raises StoreError when claims can't
+        be looked up: what comes after a batch that was dropped must not be fed, or its offset would pass what is missing."""
         inbox = self._intake.inbox
         while True:
             await self._arrival.wait()
@@ -97,14 +96,14 @@ class Feeding:
         held, partition = self._held.get(wanted), self._engine.partitions.get(wanted)
         if held is None or partition is None:
             return
-        while held.batches and self._engine.has_room(partition, len(held.batches[0].records)):
+        while self._held.get(wanted) is held and held.batches and self._engine.has_room(partition, len(held.batches[0].records)):
             batch = held.batches.popleft()
             held.since_s = self._loop.time()
             if not held.paused:
                 self._intake.accept(len(batch.records))
             await self._receive(partition, batch)
         if self._held.get(wanted) is not held:
-            return  # revoked while its claims were looked up
+            return  # taken away while its claims were looked up: `forget` has counted what was left
         if held.batches or held.paused:
             self._ask_for_room(partition, held)
         else:
@@ -119,11 +118,7 @@ class Feeding:
         read = self._reader.read
         events = [(record.offset, read(record, partition)) for record in batch.records]
         if self._claims is not None:
-            try:
-                await self._claims.look_up(d for _, deliveries in events for d in deliveries if type(d.event) is not DecodeError)
-            except StoreError as error:
-                self._failed(error)
-                return
+            await self._claims.look_up(d for _, deliveries in events for d in deliveries if type(d.event) is not DecodeError)
         if partition.state is GONE:
             return
         self._counters.received += len(events)

@@ -7,11 +7,11 @@ import logging
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from choreo.broker import Broker, LogReader, Report
+from choreo.broker import Broker, LogReader
 from choreo.errors import BrokerError, ConfigurationError, DecodeError
-from choreo.letter import UNREADABLE, LetterState, Owner, letters_topic, owner_record, read_state
+from choreo.letter import UNREADABLE, LetterState, Owner, letters_topic, owner_record, read_state, source_of
 from choreo.record import Record, TopicPartition
 from choreo.runtime.sends import Sends
 
@@ -24,6 +24,7 @@ class History:
     """Owner: the event loop. Reading blocks, so it happens in a thread with a reader of its own."""
 
     def __init__(self, service: str, names: Callable[[str], str], broker: Broker, sends: Sends) -> None:
+        self._service = service
         self._broker = broker
         self._letters = names(letters_topic(service))
         self._sends = sends
@@ -54,16 +55,21 @@ class History:
         if lost:
             raise ConfigurationError(
                 f"open letters name handlers that this service does not have: {', '.join(sorted(lost))}; "
-                "was one renamed? say aliases = (<former name>,) on it; or discard the letters (choreo dlq ls)"
+                "was one renamed? say aliases = (<former name>,) on it; was one removed? run the release that had it, and replay "
+                f"its letters there (choreo replay {self._service})"
             )
 
-    async def ends(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """One past the last offset of each."""
+    async def logs(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
+        """The first offset and the end (one past the last) of each."""
         if not partitions:
             return {}
         topics = {partition.topic for partition in partitions}
-        found = await self._with_reader(lambda reader: {p: end for topic in topics for p, (_, end) in reader.ends(topic).items()})
+        found = await self._with_reader(lambda reader: {p: log for topic in topics for p, log in reader.ends(topic).items()})
         return {partition: found[partition] for partition in partitions}
+
+    async def ends(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """One past the last offset of each."""
+        return {partition: end for partition, (_, end) in (await self.logs(partitions)).items()}
 
     def unmarked(self, partitions: Iterable[TopicPartition]) -> list[TopicPartition]:
         """Those that no mark names, and none that is under way."""
@@ -86,22 +92,11 @@ class History:
             self.marking.difference_update(partitions)
 
     async def _write_marks(self, partitions: Sequence[TopicPartition], counts: Mapping[str, int]) -> None:
-        acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def then(error: BrokerError | None, _: Sequence[Report]) -> None:
-            if acknowledged.done():
-                return
-            if error is None:
-                acknowledged.set_result(None)
-            else:
-                acknowledged.set_exception(error)
-
         marks = [
             owner_record(self._letters, p, Owner(epoch=1, position=0, partitions=counts[p.topic]), self.state_partitions)
             for p in partitions
         ]
-        self._sends.send(marks, then)
-        await acknowledged
+        await self._sends.acknowledged(marks)
 
     async def _with_reader(self, read: Callable[[LogReader], _R]) -> _R:
         def run() -> _R:
@@ -135,29 +130,36 @@ def _said_by(record: Record) -> LetterState | Owner | None:
         return None
 
 
-def letter_states(records: Iterable[Record]) -> dict[tuple[str, str], LetterState]:
-    """The latest state of each letter, by handler and event id; what is not ours is said and left alone."""
-    states: dict[tuple[str, str], LetterState] = {}
+class LetterKey(NamedTuple):
+    """What tells letters apart: an event that was written twice, to two partitions, may have died on both."""
+
+    handler: str
+    event_id: str
+    source: TopicPartition
+
+
+def letter_states(records: Iterable[Record]) -> dict[LetterKey, LetterState]:
+    """The latest state of each letter; what is not ours is said and left alone.
+
+    A state's key does not name its source. Where two sources share a partition of ``.letters``, compaction keeps the later
+    letter only; until then both are here. A tombstone ends both.
+    """
+    states: dict[tuple[bytes, int], dict[LetterKey, LetterState]] = {}
     for record in records:
         if record.key is None or not record.key.startswith(b"letter|"):
             continue
         handler, separator, event_id = record.key.decode("utf-8", "replace").removeprefix("letter|").partition("|")
         state = _said_by(record) if separator else None
         if isinstance(state, LetterState):
-            states[handler, event_id] = state
+            states.setdefault((record.key, record.partition), {})[LetterKey(handler, event_id, source_of(state))] = state
         elif record.value is None:
-            states.pop((handler, event_id), None)
-    return states
+            states.pop((record.key, record.partition), None)
+    return {key: state for same_key in states.values() for key, state in same_key.items()}
 
 
 def open_letters(records: Iterable[Record]) -> list[LetterState]:
     """The letters that nobody has resolved or discarded."""
     return [state for state in letter_states(records).values() if state.state == "open"]
-
-
-def read_log(reader: LogReader, topic: str, *, deadline_s: float = READ_S) -> list[Record]:
-    """Everything the topic holds at this moment. Raises BrokerError when that takes longer than `deadline_s`."""
-    return list(read_partitions(reader, reader.ends(topic), deadline_s=deadline_s))
 
 
 def read_partitions(reader: LogReader, ends: Mapping[TopicPartition, tuple[int, int]], *, deadline_s: float = READ_S) -> list[Record]:

@@ -14,10 +14,10 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from choreo import failpoint
-from choreo.broker import CommitResult, Consumer, Start
+from choreo.broker import REBALANCE_FAILED, CommitResult, Consumer, Start
 from choreo.errors import BrokerError
 from choreo.record import Batch, TopicPartition
 
@@ -32,8 +32,22 @@ STALLED_S = 1.0
 """A loop that accepts nothing for so long doesn't stop the polling: everything is paused and rebalances are served."""
 STUCK_S = 10.0
 REBUILD_MOST_S = 30.0
+WELL_S = 60.0
+"""A consumer that lived so long was well: the next one is built without a long wait."""
 FINAL = frozenset({"_AUTO_OFFSET_RESET", "FENCED_INSTANCE_ID", "UNRELEASED_INSTANCE_ID", "LOST_OFFSETS"})
 """Errors that a new consumer would meet again: the worker stops and says what to do."""
+
+
+class _Pause(NamedTuple):
+    partition: TopicPartition
+
+
+class _Resume(NamedTuple):
+    partition: TopicPartition
+
+
+class _Commit(NamedTuple):
+    offsets: Mapping[TopicPartition, int]
 
 
 class Member(Protocol):
@@ -63,7 +77,7 @@ class Intake:
         self._member = member
         self._loop = asyncio.get_running_loop()
         self.inbox: deque[Batch] = deque()
-        self._orders: deque[Callable[[Consumer], None]] = deque()
+        self._orders: deque[_Pause | _Resume | _Commit] = deque()
         self._told = False
         self._handed = 0
         self._accepted = 0
@@ -71,7 +85,10 @@ class Intake:
         self._stop = threading.Event()
         self._mine: set[TopicPartition] = set()
         self._paused: set[TopicPartition] = set()
+        self._held: set[TopicPartition] = set()
+        """What is paused because the loop stands still; beside what is paused on order."""
         self._was_assigned = False
+        self._ended = asyncio.Event()
         self.polled_at = time.monotonic()
         """When the poll loop last went round (monotonic seconds): its age is the worker's liveness."""
         self._thread = threading.Thread(target=self._run, name="choreo-intake", daemon=True)
@@ -91,13 +108,13 @@ class Intake:
         self._room.set()
 
     def pause(self, partition: TopicPartition) -> None:
-        self._orders.append(lambda consumer: self._pause(consumer, partition))
+        self._orders.append(_Pause(partition))
 
     def resume(self, partition: TopicPartition) -> None:
-        self._orders.append(lambda consumer: self._resume(consumer, partition))
+        self._orders.append(_Resume(partition))
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        self._orders.append(lambda consumer: consumer.commit(offsets))
+        self._orders.append(_Commit(offsets))
 
     def stop(self) -> None:
         """Leaves the group and ends the thread, through `revoked`."""
@@ -106,8 +123,12 @@ class Intake:
 
     async def join(self, timeout_s: float) -> bool:
         """Waits for the thread to end; whether it did within `timeout_s`."""
-        await self._loop.run_in_executor(None, self._thread.join, max(0.0, timeout_s))
-        return not self._thread.is_alive()
+        # Not in an executor of the loop: handlers' own calls may have taken all of its threads.
+        try:
+            await asyncio.wait_for(self._ended.wait(), max(0.0, timeout_s))
+        except TimeoutError:
+            return False
+        return True
 
     # ---- this thread --------------------------------------------------------------------------------------------
 
@@ -115,11 +136,14 @@ class Intake:
         try:
             builds = 0
             while not self._stop.is_set():
+                began_s = time.monotonic()
                 try:
                     self._consume()
                 except BrokerError as error:
                     if not self._may_rebuild(error):
                         raise
+                    if time.monotonic() - began_s > WELL_S:
+                        builds = 0
                     delay_s = min(REBUILD_MOST_S, 2.0**builds)
                     builds += 1
                     self._tell(self._member.troubled, error)
@@ -127,6 +151,8 @@ class Intake:
                     self._stop.wait(delay_s)
         except BaseException as error:  # noqa: BLE001 - the worker is told and stops; this thread has no caller
             self._tell(self._member.failed, error)
+        finally:
+            self._tell(self._ended.set)
 
     def _consume(self) -> None:
         consumer = self._make_consumer()
@@ -140,33 +166,40 @@ class Intake:
                         raise
                     self._tell(self._member.troubled, error)
         finally:
-            consumer.close()
-            self._report_commits(consumer)
-            if self._mine:
-                # A consumer that failed for good closes without a word about what it had.
-                self.lost(list(self._mine))
+            try:
+                consumer.close()
+                self._report_commits(consumer)
+            finally:
+                if self._mine:
+                    # A consumer that failed for good closes without a word about what it had.
+                    self.lost(list(self._mine))
 
     def _may_rebuild(self, error: BrokerError) -> bool:
         # What went well before and is refused now (an ACL, a fatal client) may go well again; what never did is a mistake.
         if error.code == "TOPIC_AUTHORIZATION_FAILED" and not self._handed:
             return False
-        return self._was_assigned and error.code not in FINAL
+        return error.code == REBALANCE_FAILED or (self._was_assigned and error.code not in FINAL)
 
     def _turn(self, consumer: Consumer) -> None:
         while self._orders:
-            self._orders.popleft()(consumer)
-        stalled = not self._wait_for_room()
-        if stalled and self._mine:
-            consumer.pause(list(self._mine))
+            self._carry_out(consumer, self._orders.popleft())
+        self._hold_all(consumer, not self._wait_for_room())
         self.polled_at = time.monotonic()
         batches = consumer.poll(BATCH, POLL_S)
         if batches:
             if failpoint.ACTIVE:
                 failpoint.hit("after_poll")
             self._hand_over(batches)
-        if stalled and self._mine:
-            consumer.resume([p for p in self._mine if p not in self._paused])
         self._report_commits(consumer)
+
+    def _hold_all(self, consumer: Consumer, stalled: bool) -> None:
+        """Pauses everything while the loop takes nothing: polling must go on, or the group puts us out."""
+        if stalled and self._mine - self._held:
+            consumer.pause(list(self._mine - self._held))
+            self._held |= self._mine
+        elif self._held and not stalled:
+            consumer.resume(list(self._held - self._paused))
+            self._held.clear()
 
     def _wait_for_room(self) -> bool:
         """Whether the loop has room for another batch; False when it has accepted nothing for too long."""
@@ -199,15 +232,17 @@ class Intake:
         if results:
             self._tell(self._member.committed, results)
 
-    def _pause(self, consumer: Consumer, partition: TopicPartition) -> None:
-        if partition in self._mine:
-            self._paused.add(partition)
-            consumer.pause([partition])
-
-    def _resume(self, consumer: Consumer, partition: TopicPartition) -> None:
-        self._paused.discard(partition)
-        if partition in self._mine:
-            consumer.resume([partition])
+    def _carry_out(self, consumer: Consumer, order: _Pause | _Resume | _Commit) -> None:
+        match order:
+            case _Commit(offsets):
+                consumer.commit(offsets)
+            case _Pause(partition) if partition in self._mine:
+                self._paused.add(partition)
+                consumer.pause([partition])
+            case _Resume(partition) if partition in self._mine:
+                self._paused.discard(partition)
+                if partition not in self._held:
+                    consumer.resume([partition])
 
     # ---- the group's decisions, told from within poll and close ---------------------------------------------------
 
@@ -215,21 +250,42 @@ class Intake:
         starts = self._ask(lambda: self._member.assigned(committed))
         self._mine.update(starts)
         self._was_assigned = True
+        self._held.difference_update(starts)  # a partition comes unpaused
         return starts
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
-        self._forget(partitions)
-        return self._ask(lambda: self._member.revoked(partitions))
+        self._mine.difference_update(partitions)
+        self._held.difference_update(partitions)
+
+        async def revoked() -> Mapping[TopicPartition, int]:
+            offsets = await self._member.revoked(partitions)
+            self._forget(partitions)
+            return offsets
+
+        return self._ask(revoked)
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
-        self._forget(partitions)
-        self._ask(lambda: self._member.lost(partitions))
+        self._mine.difference_update(partitions)
+        self._held.difference_update(partitions)
+
+        async def lost() -> None:
+            await self._member.lost(partitions)
+            self._forget(partitions)
+
+        self._ask(lost)
 
     def _forget(self, partitions: Sequence[TopicPartition]) -> None:
-        """Batches of theirs that nobody took are dropped: a later assignment reads them again."""
+        """Orders about an assignment that is over must not reach the next one. Runs on the loop, which alone gives orders,
+        while this thread waits for it."""
         gone = set(partitions)
-        self._mine -= gone
         self._paused -= gone
+        orders = list(self._orders)
+        self._orders.clear()
+        for order in orders:
+            if isinstance(order, _Commit):
+                self._orders.append(_Commit({p: o for p, o in order.offsets.items() if p not in gone}))
+            elif order.partition not in gone:
+                self._orders.append(order)
 
     # ---- between the threads --------------------------------------------------------------------------------------
 

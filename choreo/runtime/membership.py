@@ -64,15 +64,27 @@ class Membership:
     async def assigned(self, committed: Mapping[TopicPartition, int | None]) -> Mapping[TopicPartition, Start]:
         self._counters.rebalances += 1
         starts: dict[TopicPartition, Start] = {p: offset for p, offset in committed.items() if offset is not None}
+        if self._plan.accept_lost_offsets:
+            starts.update(await self._out_of_their_logs(starts))
         fresh = [p for p, offset in committed.items() if offset is None]
         self._mark(starts)
         if fresh:
             starts.update(await self._first_starts(fresh))
-        for partition in starts:
-            self._engine.assign(partition)
+        partitions = [self._engine.assign(partition) for partition in starts]
         _log.info("assigned %s", ", ".join(map(str, sorted(starts))))
-        self._worker.replays.assigned(list(starts))
+        self._worker.replays.assigned(partitions)
         return starts
+
+    async def _out_of_their_logs(self, committed: Mapping[TopicPartition, Start]) -> dict[TopicPartition, Start]:
+        """Where to begin a partition whose committed offset its log doesn't have (retention took it, or the topic was made anew):
+        with what is there. The loss is accepted, and said."""
+        found: dict[TopicPartition, Start] = {}
+        for partition, (first, end) in (await self._worker.history.logs(list(committed))).items():
+            offset = committed[partition]
+            if isinstance(offset, int) and not first <= offset <= end:
+                found[partition] = Edge.BEGINNING
+                _log.error("%s: committed is %d, the log has %d to %d: going on with what is there", partition, offset, first, end)
+        return found
 
     async def _first_starts(self, fresh: Sequence[TopicPartition]) -> dict[TopicPartition, Start]:
         history = self._worker.history
@@ -110,7 +122,7 @@ class Membership:
         # Not before there is a committed offset: who dies before the first commit, or has an empty partition, never ran.
         unmarked = self._worker.history.unmarked(committed)
         if unmarked:
-            self._worker.spawn_once(self._worker.history.remember(unmarked))
+            self._worker.run_beside(self._worker.history.remember(unmarked))
 
     async def marked(self) -> None:
         """Waits a moment for the marks of what was committed last."""
@@ -126,31 +138,40 @@ class Membership:
         self._worker.feeding.forget(partitions)
         await self.drain(stopped, min(asyncio.get_running_loop().time() + self._plan.revoke_s, self._worker.stop_by))
         offsets = self._engine.forget(stopped)
+        self._worker.replays.forget(stopped)
         _log.info("revoked %s", ", ".join(map(str, sorted(partitions))))
-        return offsets
+        return offsets if self._worker.may_commit else {}
 
     async def lost(self, partitions: Sequence[TopicPartition]) -> None:
         self._counters.rebalances += 1
         stopped = self._engine.stop(partitions)
         self._worker.feeding.forget(partitions)
         self._engine.forget(stopped)
+        self._worker.replays.forget(stopped)
         self._worker.cut_short(stopped)
         _log.warning("lost %s: another member has them; what ran here may run there again", ", ".join(map(str, sorted(partitions))))
 
     async def drain(self, partitions: Sequence[Partition], deadline: float) -> bool:
-        """Waits until all that may still run has settled; cuts short what has not at `deadline`. Whether all had."""
+        """Waits until all that may still run has settled, and what was replayed is answered; cuts short what has not settled at
+        `deadline`. Whether all had, and was."""
         loop = asyncio.get_running_loop()
         with self._worker.draining() as changed:
-            while not all(partition.drained() for partition in partitions) and loop.time() < deadline:
+            while not self._at_rest(partitions) and loop.time() < deadline:
                 changed.clear()
                 try:
                     await asyncio.wait_for(changed.wait(), min(0.05, max(0.0, deadline - loop.time())))
                 except TimeoutError:
                     pass
-        if all(partition.drained() for partition in partitions):
+        if self._at_rest(partitions):
             return True
+        if all(partition.drained() for partition in partitions):
+            _log.warning("replays have ended whose outcomes were not acknowledged in time; whoever gets their partitions answers them")
+            return False
         _log.warning("%d deliveries did not end in time; they are cut short and will run again", self._engine.running(partitions))
         self._engine.halt(partitions)
         self._worker.cut_short(partitions)
         await asyncio.sleep(0.01)
         return False
+
+    def _at_rest(self, partitions: Sequence[Partition]) -> bool:
+        return all(partition.drained() for partition in partitions) and not self._worker.replays.unfinished(partitions)

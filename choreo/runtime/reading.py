@@ -122,7 +122,7 @@ class Reader:
             self._check_content_type(wire)
             event_type = self._codec.event_type(value)
         except DecodeError as error:
-            return [_delivery(partition, self._unreadable, record, wire, error)]
+            return [_delivery(partition, self._unreadable, record, wire, _as_value(error))]
         readings = topic.by_type.get(event_type, [])
         deliveries: list[Delivery] = []
         for reading in (*readings, *topic.any_type):
@@ -153,7 +153,7 @@ class Reader:
         try:
             event = reading.decode(value)
         except DecodeError as error:
-            return error
+            return _as_value(error)
         if event.type != event_type:
             return DecodeError("envelope", f"its type is both {event_type!r} and {event.type!r}", path="type", event_type=event_type)
         return event
@@ -174,6 +174,13 @@ class Reader:
 LAST_S = 253_402_300_799
 """The last second of the year 9999: later ones are no datetime."""
 _JSON_TYPES = frozenset({None, b"application/json"})
+
+
+def _as_value(error: DecodeError) -> DecodeError:
+    """The error without the way it came. Its frames lead to the batch, the batch to its deliveries, and they to the error: a ring
+    that the garbage collector, which doesn't follow deliveries, would never free (tests/runtime/test_memory_is_freed.py)."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
 
 
 def _delivery(partition: Partition, route: Route, record: Record, wire: Wire, event: Any) -> Delivery:

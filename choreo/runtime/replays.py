@@ -2,165 +2,170 @@
 
 Every member reads the log from its beginning (no group); the member that owns a letter's source partition is the only
 one that runs it, in the lane of its key, for the failing handler alone. A request is begun only when everything in the log
-at the moment of the assignment has been read, so that a request another owner finished is not run again.
+at the moment of the assignment has been read, so that a request another owner finished is not run again. Everything a
+request has under way here belongs to one assignment (a `Partition` object): with it, it is forgotten, and the request waits
+for whoever gets the partition next. One request for a letter is under way at a time: the next one sees what became of it.
+
+This is the loop's side; the thread that reads is in replay_log.py.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from choreo import failpoint
-from choreo.broker import LogReader
-from choreo.core.engine import Delivery, Partition
+from choreo.core.engine import LIVE, Delivery, Partition
 from choreo.errors import BrokerError, DecodeError
 from choreo.handler import Replay
 from choreo.letter import (
     UNREADABLE,
     LetterState,
-    Place,
     ReplayOutcome,
     Request,
     Result,
     letters_topic,
-    read_replay,
     replay_record,
     replay_topic,
+    source_of,
     source_record,
-    state_partition,
 )
 from choreo.record import Record, TopicPartition
-from choreo.runtime.history import letter_states, read_partitions
+from choreo.runtime.history import LetterKey
+from choreo.runtime.replay_log import Barrier, Follower, Running, letter_of
 
 if TYPE_CHECKING:
     from choreo.runtime.worker import Worker
 
 _log = logging.getLogger("choreo.replay")
 
-READ_S = 0.2
-FETCH_S = 15.0
-AGAIN_S = 5.0
+MAX_ERROR_CHARS = 1000
 
 
-class _Id(NamedTuple):
-    run: str
+class _Asked(NamedTuple):
+    """What an outcome says of its request. An event that stands on two source partitions may have died on both, so that two
+    letters are called so; an outcome answers both."""
+
     handler: str
     event_id: str
 
 
-class _Running(msgspec.Struct):
-    """One request under way: its letter's state, and what of it has not ended (a letter of handler ``*`` may be several)."""
-
-    request: Request
-    state: LetterState
-    left: int
-    attempts: int = 0
-    result: Result = "already-done"
-    error: str = ""
-
-
-class _Barrier(NamedTuple):
-    """Everything up to `position` must be read before the requests of these partitions begin."""
-
-    partitions: tuple[TopicPartition, ...]
-    position: int
-
-
 class Replays:
-    """Owner: the event loop; `_follow` runs in a thread of its own and meets it at `_todo` and call_soon_threadsafe."""
+    """Owner: the event loop. See `choreo.runtime.replay_log.Listener`."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         plan = worker.plan
         self._topic = plan.names(replay_topic(plan.service))
-        self._letters = plan.names(letters_topic(plan.service))
-        self._loop = asyncio.get_running_loop()
-        self._waiting: dict[_Id, Request] = {}
-        self._running: dict[_Id, _Running] = {}
-        self._by_delivery: dict[int, _Id] = {}
-        self._ready: set[TopicPartition] = set()
-        self._todo: deque[_Barrier | tuple[Request, ...]] = deque()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="choreo-replay", daemon=True)
-
-    # ---- the loop's side ----------------------------------------------------------------------------------------
+        self._waiting: dict[_Asked, dict[tuple[str, TopicPartition], Request]] = {}
+        """By run and source; in the order of the log."""
+        self._running: dict[LetterKey, Running] = {}
+        self._by_delivery: dict[Delivery, Running] = {}
+        self._ready: set[Partition] = set()
+        self._follower = Follower(worker.broker, self._topic, plan.names(letters_topic(plan.service)), self)
 
     def start(self) -> None:
-        self._thread.start()
-
-    def assigned(self, partitions: Sequence[TopicPartition]) -> None:
-        """They are ours: what is requested of them begins when the log has been read up to now."""
-        self._ready.difference_update(partitions)
-        self._todo.append(_Barrier(tuple(partitions), -1))
+        self._follower.start()
 
     async def close(self) -> None:
-        self._stop.set()
-        if self._thread.ident is not None:
-            await self._loop.run_in_executor(None, self._thread.join, READ_S * 10)
+        await self._follower.close()
 
-    def _came(self, entries: Sequence[object]) -> None:
+    def failed(self, error: BaseException) -> None:
+        """The follower can't go on, so the worker can't."""
+        self._worker.failed(error)
+
+    # ---- partitions -------------------------------------------------------------------------------------------------
+
+    def assigned(self, partitions: Sequence[Partition]) -> None:
+        """They are ours: what is requested of them begins when the log has been read up to now."""
+        self._follower.orders.append(Barrier(partitions))
+
+    def unfinished(self, partitions: Collection[Partition]) -> bool:
+        """Whether something has run here, or was refused, whose state or outcome is not acknowledged yet."""
+        return any(running.answering and running.partition in partitions for running in self._running.values())
+
+    def forget(self, partitions: Collection[Partition]) -> None:
+        """They are gone: nothing of theirs is written any more; its requests wait for the next owner."""
+        self._ready.difference_update(partitions)
+        for letter in [letter for letter, running in self._running.items() if running.partition in partitions]:
+            del self._running[letter]
+        for delivery in [delivery for delivery in self._by_delivery if delivery.partition in partitions]:
+            del self._by_delivery[delivery]
+
+    # ---- beginning ----------------------------------------------------------------------------------------------------
+
+    def came(self, entries: Sequence[object]) -> None:
+        """The log goes on with these."""
         for entry in entries:
             if isinstance(entry, Request):
-                self._waiting[_Id(entry.run, entry.handler, entry.event_id)] = entry
+                asked = self._waiting.setdefault(_Asked(entry.handler, entry.event_id), {})
+                asked[entry.run, source_of(entry)] = entry
             elif isinstance(entry, ReplayOutcome):
-                self._waiting.pop(_Id(entry.run, entry.handler, entry.event_id), None)
-        self._begin()
+                self._answered(entry)
+        self._begin(self._waiting)
 
-    def _caught_up(self, partitions: Sequence[TopicPartition]) -> None:
-        self._ready.update(partitions)
-        self._begin()
+    def _answered(self, outcome: ReplayOutcome) -> None:
+        name = _Asked(outcome.handler, outcome.event_id)
+        asked = self._waiting.get(name, {})
+        for run, source in [key for key in asked if key[0] == outcome.run]:
+            del asked[run, source]
+        if not asked:
+            self._waiting.pop(name, None)
 
-    def _begin(self) -> None:
-        """Has the thread fetch the letters of every request that is ours and not under way."""
-        mine = [
-            (id_, request)
-            for id_, request in self._waiting.items()
-            if id_ not in self._running
-            and (source := TopicPartition(request.origin.topic, request.origin.partition)) in self._ready
-            and source in self._worker.engine.partitions
-        ]
-        if mine:
-            for id_, request in mine:
-                self._running[id_] = _Running(request, _NOTHING, 0)
-            self._todo.append(tuple(request for _, request in mine))
+    def caught_up(self, partitions: Sequence[Partition]) -> None:
+        """Everything that was in the log when these were assigned has come."""
+        self._ready.update(partition for partition in partitions if partition.state is LIVE)
+        self._begin(self._waiting)
 
-    def _fetched(self, request: Request, state: LetterState | None, letter: Record | None, why: str) -> None:
-        id_ = _Id(request.run, request.handler, request.event_id)
-        running = self._running.get(id_)
-        partition = self._worker.engine.partitions.get(TopicPartition(request.origin.topic, request.origin.partition))
-        if running is None or partition is None:
-            self._running.pop(id_, None)
+    def _begin(self, names: Iterable[_Asked]) -> None:
+        """Has the thread fetch the letters of these requests, as far as they are ours and no other is under way for the letter."""
+        begun: deque[Running] = deque()
+        for name in names:
+            for request in self._waiting.get(name, {}).values():
+                running = self._take(request)
+                if running is not None:
+                    begun.append(running)
+        if begun:
+            self._follower.orders.append(begun)
+
+    def _take(self, request: Request) -> Running | None:
+        letter, partition = letter_of(request), self._worker.engine.partitions.get(source_of(request))
+        if partition is None or partition not in self._ready or partition.state is not LIVE or letter in self._running:
+            return None
+        running = self._running[letter] = Running(request, partition)
+        return running
+
+    def _is_under_way(self, running: Running) -> bool:
+        # By identity: after a revoke the same request may be under way once more, in a new assignment.
+        return self._running.get(letter_of(running.request)) is running
+
+    def fetched(self, running: Running, state: LetterState | None, letter: Record | None, why: str) -> None:
+        """The letter of a request and its state, or `why` there is none."""
+        if not self._is_under_way(running) or running.partition.state is not LIVE:
             return
+        request = running.request
         if state is None or letter is None:
-            self._finish(id_, "refused", why)
+            self._finish(running, "refused", why)
             return
         if state.state != "open" and not request.forced:
-            self._finish(id_, "already-done", "")
+            self._finish(running, "already-done", "")
             return
         running.state = state
         try:
             record = source_record(letter)
         except DecodeError as error:
-            self._finish(id_, "refused", str(error))
+            self._finish(running, "refused", str(error))
             return
-        deliveries = self._deliveries(record, request.handler, partition)
+        deliveries = self._deliveries(record, request.handler, running.partition)
         if not deliveries:
-            self._finish(id_, "refused", f"no handler {request.handler!r} takes it here; was it renamed? see Handler.aliases")
+            self._finish(running, "refused", f"no handler {request.handler!r} takes it here; was it renamed? see Handler.aliases")
             return
-        running.left = len(deliveries)
-        replay = Replay(request.run, request.by, request.reason, request.forced)
-        for delivery in deliveries:
-            delivery.run = replay
-            self._by_delivery[id(delivery)] = id_
-            self._worker.counters.replayed += 1
-            self._worker.replay(delivery)
+        self._run(running, deliveries)
 
     def _deliveries(self, record: Record, handler: str, partition: Partition) -> list[Delivery]:
         if handler == UNREADABLE:
@@ -168,11 +173,22 @@ class Replays:
         one = self._worker.reader.read_for(record, handler, partition)
         return [] if one is None else [one]
 
+    def _run(self, running: Running, deliveries: Sequence[Delivery]) -> None:
+        request = running.request
+        running.left = len(deliveries)
+        replay = Replay(request.run, request.by, request.reason, request.forced)
+        for delivery in deliveries:
+            delivery.run = replay
+            self._by_delivery[delivery] = running
+            self._worker.counters.replayed += 1
+            self._worker.replay(delivery)
+
+    # ---- ending -------------------------------------------------------------------------------------------------------
+
     def ended(self, delivery: Delivery, *, duplicate: bool, letter: LetterState | None) -> None:
         """A replayed delivery settled: by success, as a duplicate, or as a letter once more."""
-        id_ = self._by_delivery.pop(id(delivery), None)
-        running = None if id_ is None else self._running.get(id_)
-        if id_ is None or running is None:
+        running = self._by_delivery.pop(delivery, None)
+        if running is None or running.state is None:
             return
         running.left -= 1
         running.attempts = max(running.attempts, delivery.attempts)
@@ -186,121 +202,44 @@ class Replays:
         if running.left:
             return
         if running.result == "failed-again" and same:
-            self._finish(id_, "failed-again", running.error)
+            self._finish(running, "failed-again", running.error)
             return
-        resolved = msgspec.structs.replace(running.state, state="resolved", run=id_.run, attempts=running.attempts)
-        self._worker.letters.write_state(resolved, lambda _: self._finish(id_, running.result, running.error))
+        running.answering = True
+        resolved = msgspec.structs.replace(running.state, state="resolved", run=running.request.run, attempts=running.attempts)
+        self._worker.letters.write_state(resolved, running.partition, lambda _: self._finish(running, running.result, running.error))
 
-    def _finish(self, id_: _Id, result: Result, error: str) -> None:
-        running = self._running[id_]
+    def _finish(self, running: Running, result: Result, error: str) -> None:
+        if not self._is_under_way(running):
+            return  # its partition is gone: the next owner answers
         if failpoint.ACTIVE:
             failpoint.hit("after_replay_request")
+        running.answering = True
+        request = running.request
         outcome = ReplayOutcome(
-            run=id_.run,
-            handler=id_.handler,
-            event_id=id_.event_id,
+            run=request.run,
+            handler=request.handler,
+            event_id=request.event_id,
             result=result,
             attempts=running.attempts,
-            error=error[:1000],
+            error=error[:MAX_ERROR_CHARS],
             at=datetime.now(UTC),
         )
-        _log.info("run %s: %s of %s: %s%s", id_.run, id_.event_id, id_.handler, result, f": {error}" if error else "")
+        _log.info("run %s: %s of %s: %s%s", request.run, request.event_id, request.handler, result, f": {error}" if error else "")
+        self._worker.sends.send((replay_record(self._topic, outcome),), lambda problem, _: self._written(running, problem))
 
-        def written(problem: BrokerError | None, _: object) -> None:
-            if failpoint.ACTIVE:
-                failpoint.hit("after_replay_ack")
-            if problem is not None:
-                _log.error("the outcome of run %s for %s can't be written: %s", id_.run, id_.event_id, problem)
-            self._running.pop(id_, None)
-            self._waiting.pop(id_, None)
-
-        self._worker.sends.send((replay_record(self._topic, outcome),), written)
-
-    # ---- the thread's side --------------------------------------------------------------------------------------
-
-    def _follow(self) -> None:
-        while not self._stop.is_set():
-            reader, letters = self._worker.broker.reader(), self._worker.broker.reader()
-            try:
-                self._read(reader, letters)
-            except BrokerError as error:
-                _log.warning("following %s: %s; trying again in %.0f s", self._topic, error, AGAIN_S)
-                self._stop.wait(AGAIN_S)
-            finally:
-                reader.close()
-                letters.close()
-
-    def _read(self, reader: LogReader, letters: LogReader) -> None:
-        log = TopicPartition(self._topic, 0)
-        reader.assign({log: 0})
-        barriers: list[_Barrier] = []
-        while not self._stop.is_set():
-            while self._todo:
-                order = self._todo.popleft()
-                if isinstance(order, _Barrier):
-                    barriers.append(order._replace(position=reader.ends(self._topic)[log][1]))
-                else:
-                    self._fetch(letters, order)
-            entries = []
-            for record in reader.read(READ_S):
-                try:
-                    entries.append(read_replay(record))
-                except DecodeError as error:
-                    _log.warning("%s; left alone", error)
-            if entries:
-                self._tell(self._came, entries)
-            if barriers:
-                position = reader.position()[log]
-                for barrier in [b for b in barriers if b.position <= position]:
-                    barriers.remove(barrier)
-                    self._tell(self._caught_up, barrier.partitions)
-
-    def _fetch(self, reader: LogReader, requests: Sequence[Request]) -> None:
-        """The state and the dlq record of each request, in order."""
-        states = self._states(reader, {TopicPartition(r.origin.topic, r.origin.partition) for r in requests})
-        for request in requests:
-            state = states.get((request.handler, request.event_id))
-            if state is None:
-                self._tell(self._fetched, request, None, None, "no such letter: it has no state (an abandoned copy is never replayed)")
-                continue
-            letter = fetch(reader, state.dlq)
-            self._tell(self._fetched, request, state, letter, f"its letter {state.dlq} is gone: Kafka's retention deleted it")
-
-    def _states(self, reader: LogReader, sources: set[TopicPartition]) -> dict[tuple[str, str], LetterState]:
-        ends = reader.ends(self._letters)
-        wanted = {TopicPartition(self._letters, state_partition(source, len(ends))) for source in sources}
-        return letter_states(read_partitions(reader, {p: e for p, e in ends.items() if p in wanted}))
-
-    def _tell(self, call: object, *arguments: object) -> None:
-        try:
-            self._loop.call_soon_threadsafe(call, *arguments)  # type: ignore[arg-type]
-        except RuntimeError:
-            self._stop.set()
-
-
-def fetch(reader: LogReader, place: Place) -> Record | None:
-    """The record at `place`; None when it is gone. Raises BrokerError."""
-    partition = TopicPartition(place.topic, place.partition)
-    first, end = reader.ends(place.topic)[partition]
-    if not first <= place.offset < end:
-        return None
-    reader.assign({partition: place.offset})
-    for _ in range(int(FETCH_S / 0.1)):
-        for record in reader.read(0.1):
-            if record.offset >= place.offset:
-                return record if record.offset == place.offset else None
-        if reader.position()[partition] > place.offset:
-            return None
-    raise BrokerError(f"reading {place} took longer than {FETCH_S:.0f} s", code="_TIMED_OUT")
-
-
-_NOTHING = LetterState(
-    state="open",
-    kind="failed",
-    handler="",
-    event_id="",
-    dlq=Place("", 0, 0),
-    origin=Place("", 0, 0),
-    first_failed_at=datetime.fromtimestamp(0, UTC),
-    last_failed_at=datetime.fromtimestamp(0, UTC),
-)
+    def _written(self, running: Running, problem: BrokerError | None) -> None:
+        if failpoint.ACTIVE:
+            failpoint.hit("after_replay_ack")
+        request = running.request
+        if problem is not None:
+            _log.error("the outcome of run %s for %s can't be written: %s", request.run, request.event_id, problem)
+        if not self._is_under_way(running):
+            return  # the log will tell of it, and take the request away
+        del self._running[letter_of(request)]
+        name = _Asked(request.handler, request.event_id)
+        asked = self._waiting.get(name, {})
+        asked.pop((request.run, source_of(request)), None)
+        if asked:
+            self._begin((name,))
+        else:
+            self._waiting.pop(name, None)

@@ -21,9 +21,19 @@ from typing import Any, Literal
 from choreo import failpoint
 from choreo.broker import Broker
 from choreo.codec import Codec
-from choreo.core.engine import Delivery, Engine, Partition, Route
+from choreo.core.engine import GONE, Delivery, Engine, Partition, Route
 from choreo.core.retry import GiveUp, RetryAfter
-from choreo.errors import BrokerError, DecodeError, HandlerTimeoutError, PermanentError, StoreError, TransientError, told
+from choreo.errors import (
+    BrokerError,
+    ConfigurationError,
+    DecodeError,
+    HandlerTimeoutError,
+    PermanentError,
+    StateError,
+    StoreError,
+    TransientError,
+    told,
+)
 from choreo.handler import Failure, HandlerSpec
 from choreo.letter import LetterState
 from choreo.runtime.claims import Claims
@@ -49,7 +59,7 @@ from choreo.runtime.membership import Membership
 from choreo.runtime.reading import Reader
 from choreo.runtime.replays import Replays
 from choreo.runtime.sends import Sends
-from choreo.runtime.threads import Threads
+from choreo.runtime.threads import Asides, Threads
 from choreo.store import Store
 from choreo.telemetry.counters import Counters
 from choreo.telemetry.tracing import Tracing
@@ -59,8 +69,6 @@ _log = logging.getLogger("choreo.worker")
 TURNS_BEFORE_YIELD = 64
 TICK_S = 0.02
 COMMIT_EVERY_S = 0.2
-HELD_BEFORE_PAUSE_S = 0.25
-"""A pause throws away what librdkafka has fetched ahead: only for a partition that has taken nothing for so long."""
 CANCEL_S = 1.0
 """How long a stop waits for tasks that it cancelled."""
 THREAD_QUEUE = 4
@@ -89,7 +97,7 @@ class Plan:
 
 
 class _Slot:
-    """One worker task: what it runs, since when, and why it was cut short."""
+    """One task that calls handlers: what it runs, since when, and why it was cut short."""
 
     __slots__ = ("cut", "delivery", "since_s", "task")
 
@@ -124,27 +132,30 @@ class Worker:
             {spec.index: spec for spec in plan.specs},
             Emitter(plan.service, plan.codec, plan.names),
             self._claims,
-            Tracing(plan.service, plan.tracing),
+            Tracing(plan.group, plan.tracing),
         )
         self.history = History(plan.service, plan.names, broker, self.sends)
         self._letters: DeadLetters | None = None
         self.replays = Replays(self)
         self.membership = Membership(self)
-        self._threads = Threads(plan.threads, self._wiring, self._thread_ended)
+        self._threads = Threads(plan.threads, self._wiring, self._thread_ended, self.failed)
+        self._asides = Asides(plan.threads)
         self._on_threads = 0
+        self._feeding_threads = False
         self.intake = Intake(lambda: broker.consumer(plan.group), self.reader.topics, self.membership)
-        self.feeding = Feeding(
-            self.engine, self.reader, self._claims, self.intake, self.counters, received=self.received, failed=self.failed
-        )
+        self.feeding = Feeding(self.engine, self.reader, self._claims, self.intake, self.counters, received=self.received)
         self._slots = [_Slot() for _ in range(plan.concurrency)]
         self._idle: list[asyncio.Future[None]] = []
         self._kicked = False
         self._yielding = 0
-        self._first_failures: dict[int, datetime] = {}
+        self._recoveries: set[_Slot] = set()
+        self._told_stuck: dict[int, Delivery] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._committed_at = 0.0
         self._changed = asyncio.Event()
         self._drains = 0
+        self._ending = False
+        """Whether a cancelled task is the worker's own end, and no handler's doing."""
         self.clean = True
         """Whether, at the last stop, everything that ran came to its end."""
 
@@ -153,26 +164,29 @@ class Worker:
     async def start(self, *, consume: bool = True) -> None:
         """Opens what is needed and joins the group. Raises ChoreoError when something is not as it must be."""
         if self._claims is not None:
-            await self._claims.open(self.plan.service)
+            await self._claims.open(self.plan.group)
         if not consume or not self.reader.topics:
             return
         await self.history.open(known={name for spec in self.plan.specs for name in (spec.name, *spec.aliases)})
         self._letters = DeadLetters(self.plan.service, self.plan.version, self.sends, self.plan.names, self.history.state_partitions)
         for slot in self._slots:
             slot.task = self._spawn(self.turn(slot))
-        self.spawn_once(self.feeding.run())
-        self.spawn_once(self._tick())
+        self.run_beside(self.feeding.run())
+        self.run_beside(self._tick())
         self.replays.start()
         self.intake.start()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
-        task.add_done_callback(self._task_ended)
         self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._task_ended)
         return task
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() and not self._ending:
+            self.failed(StateError("a task of the worker was cancelled by somebody else; what it had under way is not settled"))
+        elif not task.cancelled() and (error := task.exception()) is not None:
             self.failed(error)
 
     async def stop(self) -> bool:
@@ -187,21 +201,31 @@ class Worker:
             clean = await self.intake.join(deadline + self.plan.revoke_s - self._loop.time()) and clean
             await self.membership.marked()
         await self.replays.close()
+        self._ending = True
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             # A handler may ignore that; it must not hold us.
             await asyncio.wait(self._tasks, timeout=CANCEL_S)
         self._threads.close()
-        self.sends.close(max(0.5, min(5.0, deadline - self._loop.time())))
+        await self.sends.drain(max(0.5, min(5.0, deadline - self._loop.time())))
+        self.sends.close(0.5)
         if self._claims is not None:
             await self._claims.close()
         return clean
 
     def failed(self, error: BaseException) -> None:
-        """The worker can't go on: whoever runs it reads why."""
+        """The worker can't go on: it leaves the group, and whoever runs it reads why."""
         if not self.failure.done():
             self.failure.set_exception(error)
+            if self.intake.started:
+                self.intake.stop()
+
+    @property
+    def may_commit(self) -> bool:
+        """Whether what the engine says can be believed: not after an error that must not happen."""
+        error = self.failure.exception() if self.failure.done() else None
+        return error is None or isinstance(error, BrokerError | StoreError | ConfigurationError)
 
     # ---- the walk -----------------------------------------------------------------------------------------------------
 
@@ -224,12 +248,14 @@ class Worker:
             except asyncio.CancelledError:
                 outcome = self._cut_short(slot, delivery)
             slot.delivery = None
-            if slot.cut is not None:
+            if slot.cut is not None or (slot.task is not None and slot.task.cancelling()):
                 self._forget_cut(slot)
             if outcome is DONE and self._claims is None:
                 self._settle(delivery)
             elif outcome is not None:
                 self.conclude(delivery, outcome)
+            if self._ending:
+                return  # a handler swallowed the cancellation that was the worker's
             turns += 1
             if turns >= TURNS_BEFORE_YIELD:
                 turns = 0
@@ -271,13 +297,12 @@ class Worker:
             # Also when its partition has another owner by now: the effect is there, so the claim must be, too.
             self._claims.add(delivery)
 
-    def _settle(self, delivery: Delivery, *, duplicate: bool = False, letter: LetterState | None = None) -> None:
+    def _settle(self, delivery: Delivery, *, duplicate: bool = False, letter: LetterState | None = None) -> bool:
+        """It has come to its end; False when it came too late to count."""
         self._end_claim(delivery)
         if not self.engine.settle(delivery):
             self.counters.late += 1
-            return
-        if self._first_failures:
-            self._first_failures.pop(id(delivery), None)
+            return False
         if letter is None and not duplicate:
             self.counters.handled += 1
         if delivery.run is not None:
@@ -292,20 +317,24 @@ class Worker:
             self._loop.call_soon(self._kick)
         if self.engine.ready_on_threads:
             self._feed_threads()
+        return True
 
     # ---- failing ------------------------------------------------------------------------------------------------------
 
     def _failed_attempt(self, delivery: Delivery, error: Exception) -> None:
-        self._end_claim(delivery)
         if isinstance(error, StoreError):
+            self._end_claim(delivery)
             self._store_failed(delivery, error)
             return
         decision = self.engine.fail(delivery, error, now_s=self._loop.time(), dice=random.random())
         self._changed.set()
+        if not isinstance(decision, GiveUp):
+            # One that is given up keeps its claim till it has settled: no duplicate is to succeed while it is recovered from.
+            self._end_claim(delivery)
         if decision is None:
             self.counters.late += 1
             return
-        first = self._first_failures.setdefault(id(delivery), datetime.now(UTC))
+        first = delivery.failed_at = delivery.failed_at or datetime.now(UTC)
         where = f"{delivery.route.name}: {describe(delivery, error)}"
         match decision:
             case RetryAfter(delay_s):
@@ -323,18 +352,31 @@ class Worker:
             case GiveUp(permanent):
                 spec = self._wiring.specs.get(delivery.route.index)
                 if spec is not None and spec.recovers and not isinstance(error, DecodeError):
-                    self.spawn_once(self._recover(delivery, error, first, permanent))
+                    slot = _Slot()
+                    slot.delivery, slot.task = delivery, self._spawn(self._recover(slot, delivery, error, first, permanent))
+                    self._recoveries.add(slot)
+                    slot.task.add_done_callback(lambda _: self._recoveries.discard(slot))
                 else:
                     self._die(delivery, error, first)
 
-    async def _recover(self, delivery: Delivery, error: Exception, first: datetime, permanent: bool) -> None:
+    async def _recover(self, slot: _Slot, delivery: Delivery, error: Exception, first: datetime, permanent: bool) -> None:
         failure = Failure(error_type(error), told(error), delivery.attempts, permanent, first, datetime.now(UTC))
-        outcome = await recover(delivery, failure, self._wiring)
+        try:
+            outcome = await recover(delivery, failure, self._wiring, self._asides.run)
+        except asyncio.CancelledError:
+            if self._ending:
+                raise
+            if slot.cut is not None:
+                self._release(delivery)
+                return
+            outcome = Failed(TransientError("recover raised CancelledError by itself"))
+        if delivery.partition.state is GONE:
+            # Whoever has it now begins it anew: what this one would emit might contradict that.
+            self._settle(delivery)
+            return
         if isinstance(outcome, Failed):
             self._recover_failed(delivery, error, outcome.error, first)
             return
-        if self._claims is not None and delivery.note is not None:
-            self._claims.begin(delivery)
         if not isinstance(outcome, Emitted):
             self._recovered(delivery, error)
             return
@@ -363,6 +405,8 @@ class Worker:
         assert self._letters is not None
 
         def safe(state: LetterState) -> None:
+            if not self._settle(delivery, letter=state):
+                return
             self.counters.dead_lettered += 1
             _log.error(
                 "%s: %s: dead-lettered after attempt %d as %s (%s)  -> choreo dlq show %s %s",
@@ -374,7 +418,6 @@ class Worker:
                 self.plan.service,
                 state.event_id,
             )
-            self._settle(delivery, letter=state)
 
         _log.debug("%s dies: %s", event_type_of(delivery), told(error))
         self._letters.write(delivery, error, first, safe)
@@ -386,11 +429,9 @@ class Worker:
 
     def _cut_short(self, slot: _Slot, delivery: Delivery) -> Outcome | None:
         """A CancelledError came out of a handler: ours for a timeout or a revoke, the worker's end, or the handler's own."""
-        task = asyncio.current_task()
-        assert task is not None
+        if self._ending:
+            raise asyncio.CancelledError
         if slot.cut is None:
-            if task.cancelling():
-                raise asyncio.CancelledError
             return Failed(TransientError("handle raised CancelledError by itself"))
         if slot.cut == "timeout":
             spec = self._wiring.specs[delivery.route.index]
@@ -399,11 +440,10 @@ class Worker:
         return None
 
     def _forget_cut(self, slot: _Slot) -> None:
-        # Also when the handler swallowed the cancellation and answered: the next delivery is not to pay for it.
+        # Also when the handler swallowed the cancellation and answered, or cancelled itself: the next delivery is not to pay for it.
         slot.cut = None
-        task = asyncio.current_task()
-        if task is not None:
-            task.uncancel()
+        while slot.task is not None and slot.task.uncancel():
+            pass
 
     def _release(self, delivery: Delivery) -> None:
         """It was cut short by us: neither failed nor counted."""
@@ -415,10 +455,12 @@ class Worker:
         if self._claims is not None:
             for waiting in self._claims.end(delivery):
                 self.engine.postpone(waiting, until_s=0.0)
+            # What was looked up for it is not asked again: others may handle its duplicate while it waits.
+            delivery.note = None
 
-    def spawn_once(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def run_beside(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Runs it beside everything else; its failure is the worker's."""
-        self._spawn(coroutine).add_done_callback(self._tasks.discard)
+        _ = self._spawn(coroutine)
 
     # ---- who runs what ------------------------------------------------------------------------------------------------
 
@@ -448,19 +490,28 @@ class Worker:
             self._wake()
 
     def _feed_threads(self) -> None:
-        bound = self.plan.threads * THREAD_QUEUE
-        while self._on_threads < bound and (delivery := self.engine.take(on_thread=True)) is not None:
-            if type(delivery.event) is DecodeError:
-                self.conclude(delivery, Failed(delivery.event))
-                continue
-            if self._claims is not None:
-                if not self._claims.is_fresh(delivery):
-                    self.spawn_once(self._look_up_then_thread(delivery))
-                    continue
-                if not self._begin_claim(delivery):
-                    continue
-            self._on_threads += 1
-            self._threads.put(delivery)
+        if self._feeding_threads:
+            return  # a duplicate settled within the loop below, which goes on by itself
+        self._feeding_threads = True
+        try:
+            bound = self.plan.threads * THREAD_QUEUE
+            while self._on_threads < bound and (delivery := self.engine.take(on_thread=True)) is not None:
+                self._feed_thread(delivery)
+        finally:
+            self._feeding_threads = False
+
+    def _feed_thread(self, delivery: Delivery) -> None:
+        if type(delivery.event) is DecodeError:
+            self.conclude(delivery, Failed(delivery.event))
+            return
+        if self._claims is not None:
+            if not self._claims.is_fresh(delivery):
+                self.run_beside(self._look_up_then_thread(delivery))
+                return
+            if not self._begin_claim(delivery):
+                return
+        self._on_threads += 1
+        self._threads.put(delivery)
 
     def _begin_claim(self, delivery: Delivery) -> bool:
         assert self._claims is not None
@@ -500,8 +551,8 @@ class Worker:
         self.received()
 
     def cut_short(self, partitions: Sequence[Partition]) -> None:
-        """Cancels the async handlers that run for these partitions; neither failed nor counted."""
-        for slot in self._slots:
+        """Cancels what handlers do for these partitions, as far as it is async; neither failed nor counted."""
+        for slot in (*self._slots, *self._recoveries):
             if slot.delivery is not None and slot.delivery.partition in partitions and slot.task is not None and slot.cut is None:
                 slot.cut = "revoked"
                 slot.task.cancel()
@@ -529,6 +580,7 @@ class Worker:
             self.engine.tick(now_s)
             self.received()
             self._cancel_late(now_s)
+            self._tell_stuck()
             self.feeding.pause_slow()
             if now_s - self._committed_at >= COMMIT_EVERY_S:
                 self._committed_at = now_s
@@ -544,6 +596,9 @@ class Worker:
         for slot in self._slots:
             delivery = slot.delivery
             if delivery is not None and slot.cut is None and slot.task is not None:
+                if self._claims is not None and not self._claims.runs(delivery):
+                    slot.since_s = now_s  # it waits for the store: not the handler's time
+                    continue
                 spec = self._wiring.specs.get(delivery.route.index)
                 if spec is not None and now_s - slot.since_s > spec.timeout_s:
                     slot.cut = "timeout"
@@ -559,7 +614,24 @@ class Worker:
                 found.append(f"{spec.name} has run {now_s - since_s:.0f} s for {delivery.record.origin} (timeout_s={spec.timeout_s:g})")
         return found
 
+    def _tell_stuck(self) -> None:
+        """Says once of each that it takes too long: nobody can end it, and its key waits."""
+        now_s = time.monotonic()
+        for number, (delivery, since_s) in list(self._threads.running.items()):
+            spec = self._wiring.specs[delivery.route.index]
+            if now_s - since_s > spec.timeout_s and self._told_stuck.get(number) is not delivery:
+                self._told_stuck[number] = delivery
+                self.counters.stuck += 1
+                _log.warning(
+                    "%s: %s runs longer than timeout_s=%g; a plain def can't be cut short, so its key and a thread wait for it",
+                    spec.name,
+                    delivery.record.origin,
+                    spec.timeout_s,
+                )
+
     def _commit(self) -> None:
+        if not self.may_commit:
+            return
         offsets = self.engine.commits()
         if offsets:
             self.intake.commit(offsets)

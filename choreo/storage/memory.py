@@ -15,43 +15,49 @@ class MemoryStore:
     """
 
     def __init__(self, *, shared_with: MemoryStore | None = None) -> None:
-        self._claims: set[tuple[str, Claim]] = shared_with._claims if shared_with is not None else set()
+        self._claims: dict[tuple[str, Claim], bytes] = shared_with._claims if shared_with is not None else {}
         self._lock: threading.Lock = shared_with._lock if shared_with is not None else threading.Lock()
-        self._service: str | None = None
+        self._group: str | None = None
         self._failure: StoreError | None = None
         self._failures_left = 0
 
     def fail(self, error: StoreError, times: int = 1) -> None:
-        """The next `times` lookups and claims raise `error`, and write nothing."""
+        """The next `times` calls raise `error`, and write nothing."""
         with self._lock:
             self._failure, self._failures_left = error, times
 
-    def open(self, service: str) -> None:
-        if self._service is None:
-            self._service = service
+    def open(self, group: str) -> None:
+        if self._group is None:
+            self._group = group
 
     def lookup(self, claims: Collection[Claim]) -> set[Claim]:
         with self._lock:
-            service = self._ready()
-            return {claim for claim in claims if (service, claim) in self._claims}
+            group = self._ready()
+            return {claim for claim in claims if (group, claim) in self._claims}
 
-    def claim(self, claims: Sequence[Claim]) -> set[Claim]:
+    def claim(self, claims: Sequence[Claim], payloads: Sequence[bytes] = ()) -> set[Claim]:
         with self._lock:
-            service = self._ready()
-            already = {claim for claim in claims if (service, claim) in self._claims}
-            self._claims.update((service, claim) for claim in claims)
+            group = self._ready()
+            already = {claim for claim in claims if (group, claim) in self._claims}
+            for claim, payload in zip(claims, payloads or [b""] * len(claims), strict=True):
+                self._claims.setdefault((group, claim), payload)
             return already
 
+    def payloads(self, claims: Collection[Claim]) -> dict[Claim, bytes]:
+        with self._lock:
+            group = self._ready()
+            return {claim: self._claims[group, claim] for claim in claims if (group, claim) in self._claims}
+
     def _ready(self) -> str:
-        if self._service is None:
-            raise StoreError("the store in memory is not open; call open(service) first, and not after close()", retriable=False)
+        if self._group is None:
+            raise StoreError("the store in memory is not open; call open(group) first, and not after close()", retriable=False)
         if self._failure is not None and self._failures_left > 0:
             self._failures_left -= 1
             raise self._failure
-        return self._service
+        return self._group
 
     def describe(self) -> str:
         return "in memory, gone with the process"
 
     def close(self) -> None:
-        self._service = None
+        self._group = None

@@ -23,10 +23,10 @@ _SCHEMA = (
     "CREATE TABLE choreo_schema (version INTEGER NOT NULL)",
     f"INSERT INTO choreo_schema VALUES ({SCHEMA_VERSION})",  # noqa: S608 - a constant of this file
     # No rowid: the key is the row, so that a lookup is one search and an insert writes one page.
-    "CREATE TABLE choreo_claims (service TEXT NOT NULL, handler TEXT NOT NULL, event_id TEXT NOT NULL, run TEXT NOT NULL,"
-    " claimed_at_ms INTEGER NOT NULL, PRIMARY KEY (service, handler, event_id, run)) WITHOUT ROWID",
+    "CREATE TABLE choreo_claims (consumer_group TEXT NOT NULL, handler TEXT NOT NULL, event_id TEXT NOT NULL, run TEXT NOT NULL,"
+    " claimed_at_ms INTEGER NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (consumer_group, handler, event_id, run)) WITHOUT ROWID",
 )
-_INSERT = "INSERT OR IGNORE INTO choreo_claims VALUES (?, ?, ?, ?, ?)"
+_INSERT = "INSERT OR IGNORE INTO choreo_claims VALUES (?, ?, ?, ?, ?, ?)"
 # One statement text a size: a full chunk's is parsed once and then comes from sqlite3's statement cache.
 _CHUNK_IDS = 500
 _CACHE_KIB = 16_384
@@ -56,11 +56,11 @@ class SqliteStore:
         self._shown = os.fspath(path)
         self._path = Path(path).absolute()
         self._busy_timeout_s = busy_timeout_s
-        self._service = ""
+        self._group = ""
         self._connection: sqlite3.Connection | None = None
         self._file_id = (0, 0)
 
-    def open(self, service: str) -> None:
+    def open(self, group: str) -> None:
         if self._connection is not None:
             return
         try:
@@ -76,7 +76,7 @@ class SqliteStore:
         except BaseException:
             connection.close()
             raise
-        self._service = service
+        self._group = group
         self._connection = connection
 
     def _set_up(self, connection: sqlite3.Connection) -> None:
@@ -104,9 +104,13 @@ class SqliteStore:
 
     def lookup(self, claims: Collection[Claim]) -> set[Claim]:
         with self._explained("looking claims up"):
+            return set(self._found(self._ready(), claims))
+
+    def payloads(self, claims: Collection[Claim]) -> dict[Claim, bytes]:
+        with self._explained("looking payloads up"):
             return self._found(self._ready(), claims)
 
-    def claim(self, claims: Sequence[Claim]) -> set[Claim]:
+    def claim(self, claims: Sequence[Claim], payloads: Sequence[bytes] = ()) -> set[Claim]:
         connection = self._ready()
         if not claims:
             return set()
@@ -115,36 +119,37 @@ class SqliteStore:
         with self._explained("writing claims"):
             with _transaction(connection):
                 self._check_file()
-                already = self._found(connection, claims)
-                self._insert(connection, claims, already)
+                already = set(self._found(connection, claims))
+                self._insert(connection, zip(claims, payloads or [b""] * len(claims), strict=True), already)
                 if failpoint.ACTIVE:
                     failpoint.hit("in_store_tx")
         if failpoint.ACTIVE:
             failpoint.hit("after_store_commit")
         return already
 
-    def _found(self, connection: sqlite3.Connection, claims: Iterable[Claim]) -> set[Claim]:
+    def _found(self, connection: sqlite3.Connection, claims: Iterable[Claim]) -> dict[Claim, bytes]:
         wanted: dict[tuple[str, str], list[str]] = {}
         for handler, event_id, run in claims:
             wanted.setdefault((handler, run), []).append(event_id)
-        found: set[Claim] = set()
+        found: dict[Claim, bytes] = {}
         for (handler, run), ids in wanted.items():
             for at in range(0, len(ids), _CHUNK_IDS):
                 chunk = ids[at : at + _CHUNK_IDS]
                 # CROSS JOIN keeps the order of the loops: for each id one search in the key, never a scan of the claims.
                 sql = (
-                    f"WITH wanted(id) AS (VALUES {','.join(['(?)'] * len(chunk))}) SELECT id FROM wanted CROSS JOIN choreo_claims"  # noqa: S608
-                    " WHERE service = ? AND handler = ? AND event_id = id AND run = ?"
+                    f"WITH wanted(id) AS (VALUES {','.join(['(?)'] * len(chunk))}) SELECT id, payload FROM wanted CROSS JOIN choreo_claims"  # noqa: S608
+                    " WHERE consumer_group = ? AND handler = ? AND event_id = id AND run = ?"
                 )
-                rows = connection.execute(sql, (*chunk, self._service, handler, run))
-                found.update(Claim(handler, event_id, run) for (event_id,) in rows)
+                rows = connection.execute(sql, (*chunk, self._group, handler, run))
+                found.update((Claim(handler, event_id, run), payload) for event_id, payload in rows)
         return found
 
-    def _insert(self, connection: sqlite3.Connection, claims: Iterable[Claim], already: set[Claim]) -> None:
+    def _insert(self, connection: sqlite3.Connection, claims: Iterable[tuple[Claim, bytes]], already: set[Claim]) -> None:
         now_ms = time.time_ns() // 1_000_000
         # Sorted: neighbours share pages.
-        new = sorted(claim for claim in claims if claim not in already)
-        connection.executemany(_INSERT, [(self._service, handler, event_id, run, now_ms) for handler, event_id, run in new])
+        new = sorted((claim, payload) for claim, payload in claims if claim not in already)
+        rows = [(self._group, handler, event_id, run, now_ms, payload) for (handler, event_id, run), payload in new]
+        connection.executemany(_INSERT, rows)
 
     def describe(self) -> str:
         return f"SQLite {self._shown}"
@@ -158,7 +163,7 @@ class SqliteStore:
 
     def _ready(self) -> sqlite3.Connection:
         if self._connection is None:
-            raise StoreError(f"{self.describe()}: not open; call open(service) first, and not after close()", retriable=False)
+            raise StoreError(f"{self.describe()}: not open; call open(group) first, and not after close()", retriable=False)
         return self._connection
 
     def _file_now(self) -> tuple[int, int]:

@@ -20,11 +20,13 @@ class Counters:
     recovered: int = 0
     dead_lettered: int = 0
     retried: int = 0
+    stuck: int = 0
     emitted: int = 0
     replayed: int = 0
     late: int = 0
     forged_headers: int = 0
     claimed_elsewhere: int = 0
+    id_collisions: int = 0
     broker_errors: int = 0
     store_errors: int = 0
     commits: int = 0

@@ -38,13 +38,14 @@ class Attempt:
 
 
 class Tracing:
-    """Makes spans where somebody will read them. `on` is settled when the worker starts."""
+    """Makes spans where somebody will read them. `group` is the consumer group's name, prefix included. `on` is settled when
+    the worker starts."""
 
-    def __init__(self, service: str, provider: trace.TracerProvider | None = None) -> None:
+    def __init__(self, group: str, provider: trace.TracerProvider | None = None) -> None:
         chosen = provider or trace.get_tracer_provider()
         self.on = not isinstance(chosen, trace.NoOpTracerProvider | trace.ProxyTracerProvider)
         self._tracer = chosen.get_tracer("choreo")
-        self._service = service
+        self._group = group
 
     def attempt(self, wire: Wire, record: Record, handler: str, attempt: int) -> Attempt | None:
         """The span of this attempt; None when tracing is off or the producer's trace is not sampled."""
@@ -70,7 +71,7 @@ class Tracing:
                 "messaging.destination.name": record.topic,
                 "messaging.destination.partition.id": str(record.partition),
                 "messaging.kafka.offset": record.offset,
-                "messaging.consumer.group.name": self._service,
+                "messaging.consumer.group.name": self._group,
                 "messaging.message.id": wire.event_id,
                 "messaging.message.conversation_id": wire.flow_id,
                 "choreo.handler": handler,

@@ -34,7 +34,7 @@ from typing import ClassVar, TypeAlias
 
 import pytest
 
-from choreo.broker import Broker, Edge, Report, Start, TopicInfo
+from choreo.broker import REBALANCE_FAILED, Broker, Edge, Report, Start, TopicInfo
 from choreo.errors import BrokerError, StoreError
 from choreo.record import Headers, Outgoing, Record, TopicPartition
 from choreo.store import Claim, Store
@@ -457,6 +457,27 @@ class BrokerConformance:
 
         assert came_while_paused == []
 
+    def test_an_assignment_that_could_not_be_answered_for_now_ends_the_consumer_and_a_new_one_reads_everything(
+        self, clients: Clients, topic: MakeTopic, group: str
+    ) -> None:
+        name = topic(1)
+        clients.send(*numbered(name, 3))
+        problem = BrokerError("the marks can't be read just now", code="_TIMED_OUT")
+
+        def fails(member: Member, partitions: Sequence[TopicPartition]) -> None:
+            raise problem
+
+        unlucky = clients.member(group, name, name="unlucky", on_assigned=fails)
+        with pytest.raises(BrokerError) as raised:
+            self.wait(lambda: len(unlucky.records) > 0, unlucky)
+        unlucky.consumer.close()
+        lucky = clients.member(group, name, name="lucky")
+        self.wait(lambda: len(lucky.records) == 3, lucky)
+
+        assert (raised.value.code, raised.value.retriable) == (REBALANCE_FAILED, False)
+        assert str(problem) in str(raised.value)
+        assert unlucky.records == []
+
     def test_a_partition_that_comes_back_is_paused_no_more(self, clients: Clients, topic: MakeTopic, group: str) -> None:
         name = topic(2)
         first = clients.member(group, name, name="first")
@@ -847,6 +868,18 @@ class StoreConformance:
 
         assert payments.lookup([made, *others]) == {made}
         assert payments.claim(others) == set()
+
+    def test_beside_a_claim_stands_the_payload_that_was_first(self, payments: Store, another: Callable[[str], Store]) -> None:
+        first, second, bare = Claim("charge-card", "e-1"), Claim("charge-card", "e-2"), Claim("charge-card", "e-3")
+        payments.claim([first, second], [b"\x00\xff" * 16, b"two"])
+        payments.claim([bare])
+
+        already = payments.claim([second, first], [b"other", b"other"])
+
+        assert already == {first, second}
+        expected = {first: b"\x00\xff" * 16, second: b"two", bare: b""}
+        stranger = Claim("charge-card", "e-4")
+        assert payments.payloads([first, second, bare, stranger]) == another("payments").payloads(expected) == expected
 
     def test_services_do_not_see_each_others_claims(self, payments: Store, another: Callable[[str], Store]) -> None:
         claim = Claim("charge-card", "e-1")

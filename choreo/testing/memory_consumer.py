@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from choreo.broker import CommitResult, Rebalanced
+from choreo.broker import REBALANCE_FAILED, CommitResult, Rebalanced
 from choreo.errors import BrokerError, StateError
 from choreo.record import Batch, Record, TopicPartition
 from choreo.testing.memory_group import Group
@@ -111,7 +111,12 @@ class MemoryConsumer:
 
     def _start(self, listener: Rebalanced, committed: Mapping[TopicPartition, int | None]) -> None:
         try:
-            starts = listener.assigned(committed)
+            try:
+                starts = listener.assigned(committed)
+            except BrokerError as error:
+                if not error.retriable:
+                    raise
+                raise BrokerError(str(error), code=REBALANCE_FAILED, retriable=False) from error
             with self._state.changed:
                 for partition in committed:
                     if partition not in starts:

@@ -245,8 +245,8 @@ class Scene:
             if worker.log.exists():
                 print(f"---- {worker.log.name}, {worker.lives} lives\n{worker.output(all_lives=True)[-SHOWN_CHARS:]}")
         self.ledger.close()
-        self.kafka.close()
         self.kafka.delete_topics([self.orders, self.notes, self.dlq, self.letters, self.replays])
+        self.kafka.close()
 
 
 def counts(worker: WorkerProcess) -> dict[str, int]:

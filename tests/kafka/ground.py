@@ -224,9 +224,9 @@ class Ground:
 
         await becomes(deleted, f"{self.group} is deleted")
 
-    async def read_again(self, topic: str) -> None:
-        """Takes the group's committed offsets of a logical topic back to the beginning, as an operator's tool would."""
-        places = [ClientPartition(p.topic, p.partition, 0) for p in self.kafka.partitions(self.topic(topic))]
+    async def read_again(self, topic: str, *, offset: int = 0) -> None:
+        """Sets the group's committed offsets of a logical topic, to the beginning unless told, as an operator's tool would."""
+        places = [ClientPartition(p.topic, p.partition, offset) for p in self.kafka.partitions(self.topic(topic))]
 
         def set_back() -> bool:
             request = ConsumerGroupTopicPartitions(self.group, places)
@@ -239,6 +239,11 @@ class Ground:
                 return False
 
         await becomes(set_back, f"{self.group} begins {topic} again")
+
+    def delete_before(self, topic: str, offset: int) -> None:
+        """Deletes the records of partition 0 of a logical topic below `offset`, as retention would."""
+        place = ClientPartition(self.topic(topic), 0, offset)
+        self.kafka.admin.delete_records([place], request_timeout=REQUEST_S)[place].result(REQUEST_S * 2)
 
     def ask(self, *letters: LetterState, forced: bool = False) -> str:
         """An operator's request to run these letters again, as ``choreo replay`` writes it; the run's id."""

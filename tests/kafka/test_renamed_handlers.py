@@ -40,7 +40,7 @@ async def test_a_service_with_an_open_letter_of_a_handler_it_does_not_have_does_
 
     assert str(refused.value) == (
         "open letters name handlers that this service does not have: pay; was one renamed? say aliases = (<former name>,) on it; "
-        "or discard the letters (choreo dlq ls)"
+        "was one removed? run the release that had it, and replay its letters there (choreo replay payments)"
     )
 
 

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from choreo import Context, Envelope, Event, Handler, MemoryStore
 from choreo.envelope import child_id
-from choreo.letter import ReplayOutcome, Request
+from choreo.letter import ReplayOutcome, Request, state_record
 from tests.kafka.ground import Ground, Sent
 from tests.kafka.shop import Book, Paid, Pay, Placed, envelope, placed
 
@@ -86,13 +86,14 @@ async def test_a_letter_that_fails_again_stays_open_with_its_first_origin_and_it
     assert (before.state, after.state, after.run, after.dlq.offset) == ("open", "open", outcomes[0].run, 1)
 
 
-async def test_the_same_letter_asked_for_twice_runs_once(ground: Ground) -> None:
+@pytest.mark.parametrize("claims", [True, False], ids=["claims", "offsets"])
+async def test_the_same_letter_asked_for_thrice_runs_once(ground: Ground, claims: bool) -> None:
     ground.make(orders=1, paid=1)
     ground.put("orders", Sent(placed(), headers=HEADERS))
     repaired = Repaired()
     pay = Pay(repaired)
 
-    async with ground.service(pay, store=MemoryStore()).worker() as worker:
+    async with ground.service(pay, store=MemoryStore() if claims else None).worker() as worker:
         await ground.caught_up(worker)
         repaired.done = True
         (letter,) = ground.states()
@@ -201,6 +202,48 @@ async def test_a_letter_that_cannot_be_decoded_still_fails_again_with_the_same_b
 
     assert said(outcomes) == [("book", "failed-again", 1)]
     assert [letter.value for letter in ground.dead()] == [value, value]
+
+
+async def test_a_letter_whose_error_is_no_utf_8_is_written_once_and_can_be_resolved(ground: Ground) -> None:
+    # As a file name that os.fsdecode made.
+    ground.make(orders=1)
+    ground.put("orders", Sent(placed(), headers=HEADERS))
+    broken = True
+
+    def opens(placed: Placed, context: Context) -> None:
+        if broken:
+            raise FileNotFoundError("caf\udce9")
+
+    async with ground.service(Book(opens)).worker() as worker:
+        await ground.caught_up(worker)
+        broken = False
+        outcomes = await ground.answered(ground.ask(*ground.states()), 1, worker)
+
+    assert said(outcomes) == [("book", "resolved", 1)]
+    (letter,) = ground.dead()
+    before, after = ground.states()
+    assert (before.message, letter.why["error-message"]) == (f"{ground.topic('orders')}[0]@0: caf\\udce9",) * 2
+    assert (before.state, after.state) == ("open", "resolved")
+
+
+async def test_a_letter_in_a_partition_that_the_dlq_does_not_have_is_refused_and_the_next_one_runs(ground: Ground) -> None:
+    # The dlq was made anew, with fewer partitions.
+    ground.make(orders=1)
+    ground.put("orders", Sent(placed(), headers=HEADERS))
+    repaired = Repaired()
+    book = Book(lambda placed, context: repaired(placed, context))
+
+    async with ground.service(book).worker() as worker:
+        await ground.caught_up(worker)
+        repaired.done = True
+        (letter,) = ground.states()
+        odd = replace(letter, event_id="e-2", dlq=replace(letter.dlq, partition=9))
+        written = state_record(ground.letters, odd, 1)
+        ground.put(ground.letters.removeprefix(ground.prefix), Sent(written.value, written.key))
+        outcomes = await ground.answered(ground.ask(odd, letter), 2, worker)
+
+    assert [(outcome.event_id, outcome.result) for outcome in outcomes] == [("e-2", "refused"), ("e-1", "resolved")]
+    assert outcomes[0].error.startswith(f"its letter {odd.dlq} is gone")
 
 
 async def test_requests_that_nobody_can_serve_are_refused_with_a_reason(ground: Ground) -> None:

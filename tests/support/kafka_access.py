@@ -59,9 +59,10 @@ class KafkaAccess:
         return self._admin
 
     def close(self) -> None:
-        """Closes what looked at committed offsets."""
+        """Ends its clients; whoever looks again gets new ones."""
         while self._groups:
             self._groups.popitem()[1].close()
+        self._admin = None
 
     # ---- topics ---------------------------------------------------------------------------------------------------
 

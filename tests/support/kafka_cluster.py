@@ -199,14 +199,15 @@ class KafkaCluster:
             self.wait_in_sync()
 
     def close(self) -> None:
-        """Ends its own processes and removes its own directories. A second call does nothing."""
+        """Ends its own clients and processes and removes its own directories. A second call does nothing."""
+        # Clients first: one that lives on without brokers until the interpreter ends may take the process with it (SIGSEGV, seen).
+        for access in self._access.values():
+            access.close()
+        self._access.clear()
         if self._jvm is not None and self._jvm.archiving and self._nodes[1].alive:
             self.terminate(1)
         for node in self._nodes.values():
             node.end(signal.SIGKILL)
-        for access in self._access.values():
-            access.close()
-        self._access.clear()
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 

@@ -1,10 +1,11 @@
 """What does the SQLite store say when its file is not as it should be, and does it leave anything half-done?
 
-No file mode stops root: where a file must not be writable, the test becomes somebody else for a moment.
+No file mode stops root: where a file must not be writable, a process becomes somebody else.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +24,7 @@ from choreo import failpoint
 from choreo.errors import StateError, StoreError
 from choreo.storage.sqlite import SCHEMA_VERSION, SqliteStore
 from choreo.store import Claim
+from tests.support.kafka_jars import ROOT
 
 CLAIM = Claim("charge-card", "e-1")
 DEADLINE_S = 20.0
@@ -45,7 +47,7 @@ def store(path: Path) -> Iterator[SqliteStore]:
 
 def rows(path: Path) -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(path)) as connection:
-        return connection.execute("SELECT service, handler, event_id, run FROM choreo_claims ORDER BY 1, 2, 3, 4").fetchall()
+        return connection.execute("SELECT consumer_group, handler, event_id, run FROM choreo_claims ORDER BY 1, 2, 3, 4").fetchall()
 
 
 def refusal(path: Path) -> StoreError:
@@ -187,30 +189,37 @@ def somebody_elses(tmp_path: Path) -> Iterator[Path]:
         os.chmod(name, 0o755)
 
 
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Without root's rights, where the tests run as root."""
+def refusal_to_nobody(path: Path) -> StoreError:
+    """What opening it raises without root's rights, where the tests run as root. In a process of its own: to change the user
+    interrupts every thread of this one, and librdkafka's in-process cluster takes that for its end (seen: the client that held
+    it then crashed when it was closed)."""
     if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
+        return refusal(path)
+    told = subprocess.run([sys.executable, "-c", AS_NOBODY, str(path), str(NOBODY)], capture_output=True, text=True, check=True, cwd=ROOT)
+    retriable, text = json.loads(told.stdout)
+    return StoreError(text, retriable=retriable)
+
+
+AS_NOBODY = """
+import json, os, sys
+from pathlib import Path
+from tests.unit.test_sqlite_store_faults import refusal
+
+os.seteuid(int(sys.argv[2]))
+error = refusal(Path(sys.argv[1]))
+print(json.dumps([error.retriable, str(error)]))
+"""
 
 
 def test_a_folder_that_may_not_be_written_is_refused_for_good(somebody_elses: Path) -> None:
-    with as_nobody():
-        error = refusal(somebody_elses / "payments.db")
+    error = refusal_to_nobody(somebody_elses / "payments.db")
 
     assert not error.retriable
     assert "it must be a file (not a folder) that this user may write" in str(error)
 
 
 def test_a_folder_in_which_no_folder_can_be_made_is_refused_for_good(somebody_elses: Path) -> None:
-    with as_nobody():
-        error = refusal(somebody_elses / "a" / "payments.db")
+    error = refusal_to_nobody(somebody_elses / "a" / "payments.db")
 
     assert not error.retriable
     assert "its folder can't be made" in str(error)
@@ -228,8 +237,7 @@ def test_a_file_that_may_only_be_read_is_refused_when_it_is_opened(somebody_else
     for file in somebody_elses.iterdir():
         file.chmod(0o444)
 
-    with as_nobody():
-        error = refusal(path)
+    error = refusal_to_nobody(path)
     owner.close()
 
     assert not error.retriable
@@ -389,7 +397,7 @@ def test_looking_500_claims_up_searches_the_key_and_never_scans(path: Path, stor
     plan = [str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
 
     assert len(found) == 500
-    assert any("SEARCH choreo_claims USING PRIMARY KEY (service=? AND handler=? AND event_id=? AND run=?)" in step for step in plan)
+    assert any("SEARCH choreo_claims USING PRIMARY KEY (consumer_group=? AND handler=? AND event_id=? AND run=?)" in step for step in plan)
     assert not any("SCAN choreo_claims" in step for step in plan)
 
 

@@ -134,6 +134,8 @@ _OTHERS = frozenset(
     {
         "CHOREO_FAILPOINT",
         "CHOREO_TEST_BOOTSTRAP",
+        "CHOREO_FULL",
+        "CHOREO_SEED",
         "CHOREO_KAFKA_JARS",
         "CHOREO_KAFKA_PORT",  # docker-compose.kafka.yml's, exported by whoever changes its port
         "CHOREO_WORKER",

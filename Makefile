@@ -17,7 +17,7 @@ demo: $(DEMO_STAMP)  ## four services, 200 orders, planned faults, letters, a re
 	@$(BIN)/choreo demo
 
 test: $(DEV_STAMP)  ## the tests; those on real Kafka start their own
-	$(BIN)/python -m pytest -q -p no:cacheprovider -m "not chaos" --durations=15
+	$(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist loadgroup -m "not chaos" --durations=15
 
 chaos: $(DEV_STAMP)  ## kills, stops and starves real processes and brokers; about ten minutes
 	$(BIN)/python -m pytest -q -p no:cacheprovider -m chaos --durations=15

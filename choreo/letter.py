@@ -300,15 +300,22 @@ def payload_hash(value: bytes | None) -> str:
     """SHA-256 of the encoded payload alone; of the whole value where no payload can be found."""
     if value is None:
         return ""
+    return payload_digest(value).hex()
+
+
+def payload_digest(value: bytes) -> bytes:
+    """The 32 bytes of that hash."""
     try:
-        payload = bytes(msgspec.json.decode(value, type=_PayloadOnly).payload)
+        return hashlib.sha256(_payload.decode(value).payload).digest()
     except (msgspec.DecodeError, RecursionError):
-        payload = value
-    return hashlib.sha256(payload).hexdigest()
+        return hashlib.sha256(value).digest()
 
 
 class _PayloadOnly(msgspec.Struct):
     payload: msgspec.Raw
+
+
+_payload = msgspec.json.Decoder(_PayloadOnly)
 
 
 def _json(value: msgspec.Struct) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 
 import pytest
@@ -22,6 +22,28 @@ from tests.support.names import MakeTopic, Names
 
 GROUP_PROTOCOLS = ("classic", "consumer")
 REACH_S = 15.0
+BROKERS = {"kafka", "kafka3_of_session", "kafka_sasl_of_session"}
+"""The fixtures that start brokers."""
+
+
+def pytest_configure() -> None:
+    """Screens are as wide as they are where nobody says how wide: COLUMNS may be set by whoever runs the tests."""
+    os.environ.pop("COLUMNS", None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes, those on Kafka run in one: it starts the brokers, and mostly waits for them."""
+    for item in items:
+        if item.get_closest_marker("kafka") or BROKERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("kafka"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test logged may be no UTF-8, on purpose; reports travel between processes as UTF-8."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(scope="session")

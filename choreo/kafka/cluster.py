@@ -41,14 +41,17 @@ class KafkaCluster:
         self._errors: deque[KafkaError] = deque(maxlen=50)
         self._bootstrap = str(properties["bootstrap.servers"])
         self._login = login(properties)
-        self._client = AdminClient({**properties, "error_cb": self._errors.append}, logger=logger)  # type: ignore[dict-item]
+        # Not the log's connection errors: what matters of them is told by `_problem`.
+        self._client = AdminClient({"log_level": 2, **properties, "error_cb": self._errors.append}, logger=logger)  # type: ignore[dict-item]
 
     def _problem(self, error: KafkaException, what: str) -> BrokerError:
         # "Timed out" says little; the connection's own errors say why (wrong password, refused).
         self._client.poll(0)
         told = [broker_error(e, what) for e in self._errors]
         serious = next((p for p in told if not p.retriable), None)
-        return serious or (told[-1] if told else broker_error(error, what))
+        # "0/2 brokers are down" comes beside it at times and says less.
+        telling = next((p for p in reversed(told) if p.code != "_ALL_BROKERS_DOWN"), None)
+        return serious or telling or (told[-1] if told else broker_error(error, what))
 
     def _metadata(self) -> Any:
         """What the brokers say of themselves and their topics; waits for them up to `_ASK_S`, but not for those that refuse."""

@@ -131,7 +131,10 @@ class KafkaConsumer:
                 raise
             raise BrokerError(str(error), code=REBALANCE_FAILED, retriable=False) from error
         except KafkaException as error:
-            raise BrokerError(str(broker_error(error, f"group {self._group}")), code=REBALANCE_FAILED, retriable=False) from error
+            problem = broker_error(error, f"group {self._group}")
+            if not problem.retriable:
+                raise problem from error
+            raise BrokerError(str(problem), code=REBALANCE_FAILED, retriable=False) from error
 
     def _drop(self, partitions: Sequence[TopicPartition]) -> None:
         self._assigned.difference_update(partitions)
@@ -268,6 +271,8 @@ class KafkaConsumer:
         if failpoint.ACTIVE:
             failpoint.hit("after_commit")
         if error is not None and error.code() == _NOTHING_STORED:
+            # A revoke's own commit was quicker.
+            self._results.append(CommitResult(self._under_way, None))
             return
         problem = error or next((p.error for p in places if p.error is not None), None)
         if problem is None:

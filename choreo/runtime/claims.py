@@ -11,14 +11,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
 from choreo.core.engine import Delivery
 from choreo.errors import StoreError
-from choreo.letter import payload_hash
+from choreo.letter import payload_digest
 from choreo.store import Claim, Store
 from choreo.telemetry.counters import Counters
 
@@ -33,6 +33,7 @@ in its lanes was handled elsewhere. So what it had looked up is looked up again 
 FRESH_S = 2.0
 """What was looked up longer ago is looked up again: an event may wait in its lane, and its duplicate be handled elsewhere."""
 RETRY_S = 1.0
+CLOSE_S = 1.0
 BATCH = 2_000
 
 
@@ -153,8 +154,7 @@ class Claims:
         while self._to_write:
             batch, self._to_write = self._to_write[:BATCH], self._to_write[BATCH:]
             claims = [claim for _, claim in batch]
-            payloads = [digest(delivery.record.value) for delivery, _ in batch]
-            there = await self._patiently(partial(self._store.claim, claims, payloads))
+            payloads, there = await self._patiently(partial(self._claim, batch, claims))
             for (delivery, claim), payload in zip(batch, payloads, strict=True):
                 if claim in there:
                     self._counters.claimed_elsewhere += 1
@@ -164,6 +164,11 @@ class Claims:
                 self._remember(claim, payload)
                 self._settled(delivery)
         self._writing = None
+
+    def _claim(self, batch: Sequence[tuple[Delivery, Claim]], claims: Sequence[Claim]) -> tuple[list[bytes], set[Claim]]:
+        # In the store's thread: hashes of large payloads must not hold the loop.
+        payloads = [digest(delivery.record.value) for delivery, _ in batch]
+        return payloads, self._store.claim(claims, payloads)
 
     def _remember(self, claim: Claim, payload: bytes) -> None:
         self._made += 1
@@ -194,7 +199,9 @@ class Claims:
         return asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     async def close(self) -> None:
-        """Closes the store; what was not written is not settled."""
+        """Writes what was acknowledged last, if the store answers within CLOSE_S, and closes it; what was not written is not settled."""
+        if self._writing is not None:
+            await asyncio.wait({self._writing}, timeout=CLOSE_S)
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)
@@ -204,7 +211,7 @@ class Claims:
 
 def digest(value: bytes | None) -> bytes:
     """What stands beside a claim: the first 16 bytes of the payload's SHA-256 (of ``choreo.letter.payload_hash``)."""
-    return bytes.fromhex(payload_hash(value or b"")[:32])
+    return payload_digest(value or b"")[:16]
 
 
 def claim_of(delivery: Delivery) -> Claim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -27,6 +28,8 @@ from choreo.errors import ConfigurationError, PermanentError, UndeclaredEmitErro
 from choreo.events import AnyEvent, Tombstone, key_of, own_spec
 from choreo.handler import Emit, HandlerSpec
 from choreo.record import Outgoing
+
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
 class _Kind(msgspec.Struct, frozen=True):
@@ -138,9 +141,13 @@ class Emitter:
         for name, text in emit.headers.items():
             if name.startswith("choreo-"):
                 raise PermanentError(f"header {name!r}: names that begin with choreo- are choreo's own")
+            if not name or not name.isprintable():
+                raise PermanentError(f"header {name!r}: a name is text that can be printed")  # others end the process in librdkafka
             headers.append((name, text.encode()))
         value = None if type(event) is Tombstone else self._codec.encode(kind.event_type, None, event)
         topic = kind.topic if emit.topic is None else self._names(emit.topic)
+        if emit.topic is not None and not _TOPIC.fullmatch(topic):
+            raise PermanentError(f"topic {topic!r}: letters, digits, '.', '_' and '-', at most 249 of them")
         return Outgoing(topic, None if key is None else key.encode(), value, headers)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,13 +20,17 @@ READ_S = 60.0
 
 
 class History:
-    """Owner: the event loop. Reading blocks, so it happens in a thread with a reader of its own."""
+    """Owner: the event loop. Reading blocks, so it happens `aside`, in a thread, with a reader of its own; not in the loop's
+    executor, whose threads the handlers may have taken: a rebalance waits for it."""
 
-    def __init__(self, service: str, names: Callable[[str], str], broker: Broker, sends: Sends) -> None:
+    def __init__(
+        self, service: str, names: Callable[[str], str], broker: Broker, sends: Sends, aside: Callable[[Callable[[], Any]], Awaitable[Any]]
+    ) -> None:
         self._service = service
         self._broker = broker
         self._letters = names(letters_topic(service))
         self._sends = sends
+        self._aside = aside
         self.state_partitions = 0
         """Of ``<service>.letters``."""
         self.open_letters = 0
@@ -106,7 +109,8 @@ class History:
             finally:
                 reader.close()
 
-        return await asyncio.get_running_loop().run_in_executor(None, run)
+        answer: _R = await self._aside(run)
+        return answer
 
 
 def owners(records: Iterable[Record]) -> dict[TopicPartition, int]:

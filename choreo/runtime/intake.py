@@ -181,9 +181,7 @@ class Intake:
         return error.code == REBALANCE_FAILED or (self._was_assigned and error.code not in FINAL)
 
     def _turn(self, consumer: Consumer) -> None:
-        while self._orders:
-            self._carry_out(consumer, self._orders.popleft())
-        self._hold_all(consumer, not self._wait_for_room())
+        self._hold_all(consumer, not self._wait_for_room(consumer))
         self.polled_at = time.monotonic()
         batches = consumer.poll(BATCH, POLL_S)
         if batches:
@@ -201,20 +199,19 @@ class Intake:
             consumer.resume(list(self._held - self._paused))
             self._held.clear()
 
-    def _wait_for_room(self) -> bool:
-        """Whether the loop has room for another batch; False when it has accepted nothing for too long."""
+    def _wait_for_room(self, consumer: Consumer) -> bool:
+        """Carries orders out, until the loop has room for another batch; False when it has accepted nothing for too long."""
         until = time.monotonic() + STALLED_S
-        while self._handed - self._accepted >= AHEAD and not self._stop.is_set():
-            if self._orders:
-                return True
+        while True:
             self._room.clear()
-            if self._handed - self._accepted < AHEAD:
-                break
+            while self._orders:
+                self._carry_out(consumer, self._orders.popleft())
+            if self._handed - self._accepted < AHEAD or self._stop.is_set():
+                return True
             left = until - time.monotonic()
             if left <= 0:
                 return False
             self._room.wait(min(left, 0.02))
-        return True
 
     def _hand_over(self, batches: list[Batch]) -> None:
         self._handed += sum(len(batch.records) for batch in batches)
@@ -309,7 +306,7 @@ class Intake:
                 return answer.result(timeout=STUCK_S)
             except TimeoutError:
                 if answer.done():
-                    raise
+                    return answer.result()
                 if self._loop.is_closed():
                     raise BrokerError("the event loop has ended", retriable=False) from None
                 _log.warning(

@@ -10,10 +10,11 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from math import inf
 from typing import TYPE_CHECKING
 
 from choreo.broker import CommitResult, Edge, Start
-from choreo.core.engine import Partition
+from choreo.core.engine import GONE, Partition
 from choreo.core.start import OffsetsLost, decide_start
 from choreo.errors import BrokerError
 from choreo.record import TopicPartition
@@ -71,6 +72,8 @@ class Membership:
         if fresh:
             starts.update(await self._first_starts(fresh))
         partitions = [self._engine.assign(partition) for partition in starts]
+        if self._worker.stop_by < inf:
+            self._engine.stop(starts)  # a stop begins nothing new, also when the group doesn't know of it yet
         _log.info("assigned %s", ", ".join(map(str, sorted(starts))))
         self._worker.replays.assigned(partitions)
         return starts
@@ -156,7 +159,7 @@ class Membership:
         `deadline`. Whether all had, and was."""
         loop = asyncio.get_running_loop()
         with self._worker.draining() as changed:
-            while not self._at_rest(partitions) and loop.time() < deadline:
+            while not self._at_rest(partitions) and loop.time() < deadline and not self._worker.ending:
                 changed.clear()
                 try:
                     await asyncio.wait_for(changed.wait(), min(0.05, max(0.0, deadline - loop.time())))
@@ -164,7 +167,7 @@ class Membership:
                     pass
         if self._at_rest(partitions):
             return True
-        if all(partition.drained() for partition in partitions):
+        if all(partition.drained() for partition in partitions if partition.state is not GONE):
             _log.warning("replays have ended whose outcomes were not acknowledged in time; whoever gets their partitions answers them")
             return False
         _log.warning("%d deliveries did not end in time; they are cut short and will run again", self._engine.running(partitions))
@@ -174,4 +177,6 @@ class Membership:
         return False
 
     def _at_rest(self, partitions: Sequence[Partition]) -> bool:
-        return all(partition.drained() for partition in partitions) and not self._worker.replays.unfinished(partitions)
+        # What is gone has nothing to wait for any more.
+        here = [partition for partition in partitions if partition.state is not GONE]
+        return all(partition.drained() for partition in here) and not self._worker.replays.unfinished(here)

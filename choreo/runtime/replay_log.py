@@ -191,7 +191,14 @@ def _found(reader: LogReader, state: LetterState | None) -> tuple[LetterState | 
     """The state, its letter, and why there is none."""
     if state is None:
         return None, None, "no such letter: it has no state (an abandoned copy is never replayed)"
-    return state, fetch(reader, state.dlq), f"its letter {state.dlq} is gone: Kafka's retention deleted it, or the topic was made anew"
+    try:
+        letter = fetch(reader, state.dlq)
+    except BrokerError as error:
+        if error.retriable:
+            raise
+        # Its topic is not there, or may not be read: this one is refused, the others behind it go on.
+        return state, None, f"its letter {state.dlq} can't be read: {error}"
+    return state, letter, f"its letter {state.dlq} is gone: Kafka's retention deleted it, or the topic was made anew"
 
 
 def fetch(reader: LogReader, place: Place) -> Record | None:

@@ -101,13 +101,15 @@ class Replays:
 
     def came(self, entries: Sequence[object]) -> None:
         """The log goes on with these."""
+        names: dict[_Asked, None] = {}
         for entry in entries:
             if isinstance(entry, Request):
-                asked = self._waiting.setdefault(_Asked(entry.handler, entry.event_id), {})
-                asked[entry.run, source_of(entry)] = entry
+                names[name := _Asked(entry.handler, entry.event_id)] = None
+                self._waiting.setdefault(name, {})[entry.run, source_of(entry)] = entry
             elif isinstance(entry, ReplayOutcome):
+                names[_Asked(entry.handler, entry.event_id)] = None
                 self._answered(entry)
-        self._begin(self._waiting)
+        self._begin(names)
 
     def _answered(self, outcome: ReplayOutcome) -> None:
         name = _Asked(outcome.handler, outcome.event_id)

@@ -182,6 +182,10 @@ class Sends:
         except BrokerError as error:
             # A missing or forbidden topic may be raised at once instead of reported (TRAPS 16).
             sending.report(Report(-1, -1, error))
+        except (ValueError, TypeError) as error:
+            # The client's binding refuses a text (with a NUL, a lone surrogate): this record, and no other.
+            refused = BrokerError(f"{_writing((sending.record,))}: {error}", code="_INVALID_ARG", retriable=False)
+            sending.report(Report(-1, -1, refused))
         return True
 
     def _poll(self) -> None:
@@ -205,8 +209,6 @@ class Sends:
             asyncio.get_running_loop().call_later(POLL_EVERY_S, self._poll)
         else:
             self._polling = False
-            if not self._under_way:
-                self._quiet.set()
 
     def hear(self) -> None:
         """Takes what the producer has to say, also while nothing is sent: else its errors pile up and come late."""
@@ -223,13 +225,17 @@ class Sends:
         error = report.error
         if error is None:
             self.troubled = None
-            self._under_way -= 1
-            sending.then(None, (report,))
+            self._ended(sending, None, (report,))
         elif error.code in NEVER or not (self._patient or self._closed):
-            self._under_way -= 1
-            sending.then(error, (report,))
+            self._ended(sending, error, (report,))
         else:
             self._again_later(sending, error)
+
+    def _ended(self, sending: _Sending, error: BrokerError | None, reports: Sequence[Report]) -> None:
+        self._under_way -= 1
+        if not self._under_way:
+            self._quiet.set()
+        sending.then(error, reports)
 
     def _again_later(self, sending: _Sending, error: BrokerError) -> None:
         if self._closed:
@@ -248,8 +254,7 @@ class Sends:
             if sending.wanted is None or sending.wanted():
                 self._begin(sending)
             else:
-                self._under_way -= 1
-                sending.then(error, ())
+                self._ended(sending, error, ())
 
         self.later(again, delay_s)
 
@@ -267,10 +272,12 @@ class Sends:
 
     async def drain(self, timeout_s: float) -> bool:
         """Waits, while the loop goes on, until nothing is under way; whether that came within `timeout_s`."""
-        if self._under_way:
+        ends_at = asyncio.get_running_loop().time() + timeout_s
+        while self._under_way and (left_s := ends_at - asyncio.get_running_loop().time()) > 0:
+            # Again, for what has ended may have begun the next of its key.
             self._quiet.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._quiet.wait(), timeout_s)
+                await asyncio.wait_for(self._quiet.wait(), left_s)
         return not self._under_way
 
     def close(self, timeout_s: float) -> int:

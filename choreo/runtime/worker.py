@@ -69,6 +69,8 @@ _log = logging.getLogger("choreo.worker")
 TURNS_BEFORE_YIELD = 64
 TICK_S = 0.02
 COMMIT_EVERY_S = 0.2
+READERS = 4
+"""Threads that read what choreo itself has written, at once."""
 CANCEL_S = 1.0
 """How long a stop waits for tasks that it cancelled."""
 THREAD_QUEUE = 4
@@ -134,7 +136,7 @@ class Worker:
             self._claims,
             Tracing(plan.group, plan.tracing),
         )
-        self.history = History(plan.service, plan.names, broker, self.sends)
+        self.history = History(plan.service, plan.names, broker, self.sends, Asides(READERS).run)
         self._letters: DeadLetters | None = None
         self.replays = Replays(self)
         self.membership = Membership(self)
@@ -154,7 +156,7 @@ class Worker:
         self._committed_at = 0.0
         self._changed = asyncio.Event()
         self._drains = 0
-        self._ending = False
+        self.ending = False
         """Whether a cancelled task is the worker's own end, and no handler's doing."""
         self.clean = True
         """Whether, at the last stop, everything that ran came to its end."""
@@ -184,13 +186,26 @@ class Worker:
         return task
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() and not self._ending:
+        if task.cancelled() and not self.ending:
             self.failed(StateError("a task of the worker was cancelled by somebody else; what it had under way is not settled"))
+            # Perhaps by the end of the loop itself, which waits for all of them.
+            self._end()
         elif not task.cancelled() and (error := task.exception()) is not None:
             self.failed(error)
 
+    def _end(self) -> None:
+        self.ending = True
+        for task in self._tasks:
+            task.cancel()
+
     async def stop(self) -> bool:
         """Drains within `drain_s`, commits, leaves the group; whether everything that ran came to its end."""
+        try:
+            return await self._stop()
+        finally:
+            self._end()
+
+    async def _stop(self) -> bool:
         deadline = self.stop_by = self._loop.time() + self.plan.drain_s
         clean = True
         if self.intake.started:
@@ -201,9 +216,7 @@ class Worker:
             clean = await self.intake.join(deadline + self.plan.revoke_s - self._loop.time()) and clean
             await self.membership.marked()
         await self.replays.close()
-        self._ending = True
-        for task in self._tasks:
-            task.cancel()
+        self._end()
         if self._tasks:
             # A handler may ignore that; it must not hold us.
             await asyncio.wait(self._tasks, timeout=CANCEL_S)
@@ -249,12 +262,12 @@ class Worker:
                 outcome = self._cut_short(slot, delivery)
             slot.delivery = None
             if slot.cut is not None or (slot.task is not None and slot.task.cancelling()):
-                self._forget_cut(slot)
+                await self._forget_cut(slot)
             if outcome is DONE and self._claims is None:
                 self._settle(delivery)
             elif outcome is not None:
                 self.conclude(delivery, outcome)
-            if self._ending:
+            if self.ending:
                 return  # a handler swallowed the cancellation that was the worker's
             turns += 1
             if turns >= TURNS_BEFORE_YIELD:
@@ -364,7 +377,7 @@ class Worker:
         try:
             outcome = await recover(delivery, failure, self._wiring, self._asides.run)
         except asyncio.CancelledError:
-            if self._ending:
+            if self.ending:
                 raise
             if slot.cut is not None:
                 self._release(delivery)
@@ -429,7 +442,7 @@ class Worker:
 
     def _cut_short(self, slot: _Slot, delivery: Delivery) -> Outcome | None:
         """A CancelledError came out of a handler: ours for a timeout or a revoke, the worker's end, or the handler's own."""
-        if self._ending:
+        if self.ending:
             raise asyncio.CancelledError
         if slot.cut is None:
             return Failed(TransientError("handle raised CancelledError by itself"))
@@ -439,10 +452,14 @@ class Worker:
         self._release(delivery)
         return None
 
-    def _forget_cut(self, slot: _Slot) -> None:
+    async def _forget_cut(self, slot: _Slot) -> None:
         # Also when the handler swallowed the cancellation and answered, or cancelled itself: the next delivery is not to pay for it.
         slot.cut = None
         while slot.task is not None and slot.task.uncancel():
+            pass
+        try:
+            await asyncio.sleep(0)  # before Python 3.13 what is still pending comes all the same
+        except asyncio.CancelledError:
             pass
 
     def _release(self, delivery: Delivery) -> None:
@@ -506,6 +523,7 @@ class Worker:
             return
         if self._claims is not None:
             if not self._claims.is_fresh(delivery):
+                self._on_threads += 1
                 self.run_beside(self._look_up_then_thread(delivery))
                 return
             if not self._begin_claim(delivery):
@@ -524,8 +542,10 @@ class Worker:
         assert self._claims is not None
         await self._claims.look_up((delivery,))
         if self._begin_claim(delivery):
-            self._on_threads += 1
             self._threads.put(delivery)
+        else:
+            self._on_threads -= 1
+            self._feed_threads()
 
     def _thread_ended(self, delivery: Delivery, outcome: Outcome | None) -> None:
         self._on_threads -= 1
@@ -553,7 +573,7 @@ class Worker:
     def cut_short(self, partitions: Sequence[Partition]) -> None:
         """Cancels what handlers do for these partitions, as far as it is async; neither failed nor counted."""
         for slot in (*self._slots, *self._recoveries):
-            if slot.delivery is not None and slot.delivery.partition in partitions and slot.task is not None and slot.cut is None:
+            if slot.delivery is not None and slot.delivery.partition in partitions and slot.task is not None and slot.cut != "revoked":
                 slot.cut = "revoked"
                 slot.task.cancel()
 
@@ -595,14 +615,20 @@ class Worker:
     def _cancel_late(self, now_s: float) -> None:
         for slot in self._slots:
             delivery = slot.delivery
-            if delivery is not None and slot.cut is None and slot.task is not None:
-                if self._claims is not None and not self._claims.runs(delivery):
-                    slot.since_s = now_s  # it waits for the store: not the handler's time
-                    continue
-                spec = self._wiring.specs.get(delivery.route.index)
-                if spec is not None and now_s - slot.since_s > spec.timeout_s:
-                    slot.cut = "timeout"
-                    slot.task.cancel()
+            if delivery is None or slot.cut == "revoked" or slot.task is None:
+                continue
+            if self._claims is not None and not self._claims.runs(delivery):
+                slot.since_s = now_s  # it waits for the store: not the handler's time
+                continue
+            spec = self._wiring.specs.get(delivery.route.index)
+            if spec is not None and now_s - slot.since_s > spec.timeout_s:
+                if slot.cut == "timeout":
+                    self.counters.stuck += 1
+                    _log.warning(
+                        "%s: %s goes on though it was cancelled; its key waits; cancelled again", spec.name, delivery.record.origin
+                    )
+                slot.cut, slot.since_s = "timeout", now_s
+                slot.task.cancel()
 
     def stuck(self) -> list[str]:
         """Sync handlers past their `timeout_s`: they can't be cancelled, their lanes wait."""

@@ -9,7 +9,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import copy_context
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -53,6 +53,18 @@ Outcome: TypeAlias = Done | Duplicate | Waiting | Emitted | Failed
 DONE = Done()
 DUPLICATE = Duplicate()
 WAITING = Waiting()
+
+
+class Slot:
+    """One task that calls handlers: what it runs, since when, and why it was cut short."""
+
+    __slots__ = ("cut", "delivery", "since_s", "task")
+
+    def __init__(self) -> None:
+        self.delivery: Delivery | None = None
+        self.since_s = 0.0
+        self.cut: Literal["timeout", "revoked"] | None = None
+        self.task: asyncio.Task[None] | None = None
 
 
 class Wiring(msgspec.Struct, frozen=True):

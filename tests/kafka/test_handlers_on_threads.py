@@ -104,7 +104,7 @@ async def test_a_plain_handler_past_its_timeout_is_named_and_not_called_twice(gr
     blocks = Blocks()
 
     async with ground.service(blocks, threads=1).worker() as worker:
-        (stuck,) = await becomes(worker.stuck, "the worker names what is stuck", worker=worker)
+        (stuck,) = await becomes(worker.on_threads.stuck, "the worker names what is stuck", worker=worker)
         calls_while_stuck = blocks.calls
         await asyncio.to_thread(blocks.gate.set)
         await ground.caught_up(worker)

@@ -25,7 +25,8 @@ async def test_what_could_not_be_decoded_does_not_stay_in_memory(make: type[Book
 
     await dead_letters(make(), value)
 
-    assert decode_errors() == before
+    # The loop and a thread that ends may hold the last one for a moment; what is in a ring stays for ever.
+    await becomes(lambda: decode_errors() <= before, "they are gone")
 
 
 async def dead_letters(handler: Handler[Placed], value: bytes) -> None:

@@ -16,10 +16,10 @@ help:  ## what can be made
 demo: $(DEMO_STAMP)  ## four services, 200 orders, planned faults, letters, a replay: on an in-process broker
 	@$(BIN)/choreo demo
 
-test: $(DEV_STAMP)  ## the tests; those on real Kafka start their own
-	$(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist loadgroup -m "not chaos" --durations=15
+test: $(DEV_STAMP)  ## the tests but the longest; those on real Kafka start their own
+	$(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist loadgroup -m "not long" --durations=15
 
-chaos: $(DEV_STAMP)  ## kills, stops and starves real processes and brokers; about ten minutes
+chaos: $(DEV_STAMP)  ## all that kill, stop and starve real processes and brokers, the long ones too; about ten minutes
 	$(BIN)/python -m pytest -q -p no:cacheprovider -m chaos --durations=15
 
 check: lint types layers  ## style, types, layers

@@ -27,7 +27,7 @@ from choreo.kafka.embedded import EmbeddedBroker
 from choreo.kafka.settings import EMBEDDED
 from choreo.letter import dlq_topic, letters_topic, replay_topic
 from choreo.runtime.emitting import Emitter
-from choreo.runtime.preflight import check_topics, wait_for_kafka
+from choreo.runtime.preflight import check_topics, patiently, wait_for_kafka
 from choreo.runtime.publishing import Publishing
 from choreo.runtime.reading import rename
 from choreo.runtime.worker import Plan, Worker
@@ -229,12 +229,13 @@ class Service:
                     stack.enter_context(resource)
             broker = self.broker(settings)
             plan = self.plan(settings)
-            found, topics = await wait_for_kafka(broker, settings.start_deadline_s)
+            until_s = asyncio.get_running_loop().time() + settings.start_deadline_s
+            found, topics = await wait_for_kafka(broker, until_s)
             self._check_topics(topics, plan.names, consume=consume)
             protocol = await _group_protocol(broker) if consume and self.specs else None
             worker = Worker(plan, broker)
             try:
-                await worker.start(consume=consume)
+                await patiently(lambda: worker.start(consume=consume), until_s)
                 if started is not None:
                     started(Started(worker, settings, found, topics, time.monotonic() - began_s, protocol))
                 yield worker

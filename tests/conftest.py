@@ -32,10 +32,10 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those on Kafka run in one: it starts the brokers, and mostly waits for them."""
+    """Where tests run in several processes, those on Kafka run in two of them: each starts its own brokers, and mostly waits."""
     for item in items:
         if item.get_closest_marker("kafka") or BROKERS & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group("kafka"))
+            item.add_marker(pytest.mark.xdist_group("conformance" if "conformance" in item.path.parts else "kafka"))
 
 
 @pytest.hookimpl(wrapper=True)

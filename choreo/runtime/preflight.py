@@ -4,31 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import TypeVar
 
 from choreo.broker import Broker, TopicInfo
 from choreo.errors import BrokerError, ConfigurationError
 
 _log = logging.getLogger("choreo.start")
+_R = TypeVar("_R")
 RETRY_S = 2.0
 
 
-async def wait_for_kafka(broker: Broker, deadline_s: float) -> tuple[str, Mapping[str, TopicInfo]]:
-    """Who answers, and its topics. Tries for `deadline_s` seconds while Kafka is away; a refusal (a wrong password) is final."""
+async def patiently(ask: Callable[[], Awaitable[_R]], until_s: float) -> _R:
+    """Its answer. Asks until `until_s` (the loop's clock) while Kafka is away; a refusal (a wrong password) is final."""
     loop = asyncio.get_running_loop()
-    until = loop.time() + deadline_s
+    while True:
+        try:
+            return await ask()
+        except BrokerError as error:
+            left_s = until_s - loop.time()
+            if not error.retriable or left_s <= 0:
+                raise
+            _log.warning("%s; trying for %.0f s more", error, left_s)
+            await asyncio.sleep(min(RETRY_S, left_s))
+
+
+async def wait_for_kafka(broker: Broker, until_s: float) -> tuple[str, Mapping[str, TopicInfo]]:
+    """Who answers, and its topics; see `patiently`."""
+    loop = asyncio.get_running_loop()
     cluster = broker.cluster()
+
+    async def look() -> tuple[str, Mapping[str, TopicInfo]]:
+        topics = await loop.run_in_executor(None, cluster.topics)
+        return await loop.run_in_executor(None, cluster.describe), topics
+
     try:
-        while True:
-            try:
-                topics = await loop.run_in_executor(None, cluster.topics)
-                return await loop.run_in_executor(None, cluster.describe), topics
-            except BrokerError as error:
-                left_s = until - loop.time()
-                if not error.retriable or left_s <= 0:
-                    raise
-                _log.warning("%s; trying for %.0f s more", error, left_s)
-                await asyncio.sleep(min(RETRY_S, left_s))
+        return await patiently(look, until_s)
     finally:
         cluster.close()
 

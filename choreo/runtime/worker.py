@@ -141,7 +141,8 @@ class Worker:
     # ---- starting and stopping --------------------------------------------------------------------------------------
 
     async def start(self, *, consume: bool = True) -> None:
-        """Opens what is needed and joins the group. Raises ChoreoError when something is not as it must be."""
+        """Opens what is needed and joins the group. Raises ChoreoError when something is not as it must be; it may be called
+        again after a BrokerError."""
         if self._claims is not None:
             await self._claims.open(self.plan.group)
         if not consume or not self.reader.topics:

@@ -9,7 +9,7 @@ from tests.chaos.under_load import BEFORE, end, under_load
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.waiting import wait_for
 
-pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
+pytestmark = [pytest.mark.kafka, pytest.mark.chaos, pytest.mark.long]
 
 SILENCE_S = 15.0
 

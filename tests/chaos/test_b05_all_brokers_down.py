@@ -11,7 +11,7 @@ from tests.chaos.under_load import end, under_load
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.waiting import wait_for
 
-pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
+pytestmark = [pytest.mark.kafka, pytest.mark.chaos, pytest.mark.long]
 
 DOWN_S = 120.0 if full() else 20.0
 

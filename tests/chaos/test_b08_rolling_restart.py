@@ -8,7 +8,7 @@ from tests.chaos.scene import Scene, seed_of_run
 from tests.chaos.under_load import end, under_load
 from tests.support.kafka_cluster import KafkaCluster
 
-pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
+pytestmark = [pytest.mark.kafka, pytest.mark.chaos, pytest.mark.long]
 
 
 @pytest.mark.timeout(300)

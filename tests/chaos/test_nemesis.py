@@ -20,9 +20,10 @@ from tests.support.nemesis import Fault, Nemesis, kill_broker, kill_worker, rest
 from tests.support.process import WorkerProcess
 from tests.support.producer import Load
 
-pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
+pytestmark = [pytest.mark.kafka, pytest.mark.chaos, pytest.mark.long]
 
 DURATION_S = 600.0 if full() else 20.0
+READY_S = 120.0
 ZOMBIE_S = (1.0, 20.0) if full() else (1.0, 6.0)
 
 
@@ -37,10 +38,20 @@ class Victims:
     def faults(self) -> list[Fault]:
         made: list[Fault] = []
         for member in self.members:
-            made += [self._noting(kill_worker(member)), terminate_worker(member), self._noting(stop_worker(member, hold_s=ZOMBIE_S))]
+            # A new life may wait for the session of the old one: it is ready when it is.
+            killed = replace(kill_worker(member), heal=member.start)
+            ended = replace(terminate_worker(member, drain_s=READY_S), heal=member.start)
+            made += [self._noting(killed), self._ready_first(ended, member), self._noting(stop_worker(member, hold_s=ZOMBIE_S))]
         return [
             replace(fault, name=f"{self.scene.protocol}: {fault.name}", target=f"{self.scene.protocol}: {fault.target}") for fault in made
         ]
+
+    def _ready_first(self, fault: Fault, member: WorkerProcess) -> Fault:
+        def inject() -> None:
+            member.wait_ready(deadline_s=READY_S)
+            fault.inject()
+
+        return replace(fault, inject=inject)
 
     def _noting(self, fault: Fault) -> Fault:
         def inject() -> None:

@@ -18,7 +18,7 @@ from tests.support.names import Names
 from tests.support.process import WorkerProcess
 from tests.support.producer import Load
 
-pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
+pytestmark = [pytest.mark.kafka, pytest.mark.chaos, pytest.mark.long]
 
 MEMBERS = 8 if full() else 4
 STORM_S = 60.0 if full() else 12.0

@@ -14,7 +14,7 @@ from tests.chaos.scene import Scene, counts, full
 from tests.support.kafka_access import KafkaAccess
 from tests.support.producer import EVENT_TYPE, SETTINGS
 
-pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
+pytestmark = [pytest.mark.kafka, pytest.mark.chaos, pytest.mark.long]
 
 RECORDS = 1_000_000 if full() else 300_000
 VALUE_BYTES = 1000

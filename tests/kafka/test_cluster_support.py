@@ -165,6 +165,7 @@ def test_a_wrong_password_is_refused_and_a_new_one_works(kafka_sasl: KafkaCluste
 
 
 @pytest.mark.chaos
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_three_brokers_lose_nothing_to_a_nemesis(kafka3: KafkaCluster, names: Names, tmp_path: Path) -> None:
     kafka = kafka3.access()

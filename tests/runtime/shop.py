@@ -120,11 +120,15 @@ def shop(
     *handlers: Handler[Placed],
     store: Store | None = None,
     concurrency: int = 256,
+    threads: int = 32,
     drain_s: float = 1.0,
     revoke_s: float = 8.0,
+    accept_lost_offsets: bool = False,
 ) -> Service:
     """The service; its claims in `store`."""
-    settings = ServiceSettings(broker=broker, concurrency=concurrency, drain_s=drain_s)
+    settings = ServiceSettings(
+        broker=broker, concurrency=concurrency, threads=threads, drain_s=drain_s, accept_lost_offsets=accept_lost_offsets
+    )
     service = _Shop(SHOP, handlers=handlers, publishes=[Paid, Refused], store=store or MemoryStore(), settings=settings)
     service.revoke_s = revoke_s
     return service

@@ -92,6 +92,25 @@ async def test_a_cancellation_that_a_handler_left_over_is_not_paid_for_by_those_
     assert (worker.counters.retried, worker.counters.dead_lettered) == (1, 0)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_handler_that_cancels_its_task_as_its_last_act_has_succeeded_and_no_other_pays_for_it(count: int) -> None:
+    async def cancels_itself_at_the_end(context: Context) -> None:
+        await asyncio.sleep(0)
+        if context.event_id == "e0":
+            current_task().cancel()
+
+    broker, book = shop_broker(), Book(cancels_itself_at_the_end)
+    place(broker, *numbered(count))
+
+    async with shop(broker, book, concurrency=1).worker() as worker:
+        await becomes(lambda: committed(broker) == count, "all are settled", worker)
+        place(broker, "later")
+        await becomes(lambda: committed(broker) == count + 1, "what comes later is settled", worker)
+
+    assert book.done == [*numbered(count), "later"]
+    assert (worker.counters.handled, worker.counters.retried, worker.counters.dead_lettered) == (count + 1, 0, 0)
+
+
 class CancelsItsRecovery(Book):
     """Fails, and so does its `recover`, by its own cancellation."""
 
@@ -131,6 +150,57 @@ def current_task() -> asyncio.Task[object]:
     task = asyncio.current_task()
     assert task is not None
     return task
+
+
+# ---- the cancellation of its timeout is swallowed -------------------------------------------------------------------------
+
+
+async def test_a_handler_that_goes_on_after_its_timeout_is_cancelled_again_counted_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    cancelled: list[int] = []
+
+    async def swallows_three(context: Context) -> None:
+        while len(cancelled) < 3:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:  # "except BaseException: log it, try again"
+                cancelled.append(context.attempt)
+
+    broker, book = shop_broker(), Book(swallows_three, timeout_s=0.02)
+    place(broker, "e0")
+
+    async with shop(broker, book).worker() as worker:
+        await becomes(lambda: committed(broker) == 1, "it is settled", worker)
+
+    told = [record.getMessage() for record in caplog.records if "goes on though" in record.getMessage()]
+    assert told == ["book: orders[0]@0 goes on though it was cancelled; its key waits; cancelled again"] * 2
+    assert (cancelled, book.done, worker.counters.stuck) == ([1, 1, 1], ["e0"], 2)
+
+
+async def test_a_handler_that_swallowed_its_timeout_is_cut_short_when_its_partition_is_lost() -> None:
+    cancelled: list[str] = []
+
+    async def swallows_its_timeout(context: Context) -> None:
+        if len(book.calls) > 1:
+            return
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append("timeout")
+        (consumer,) = broker.consumers(SHOP)
+        broker.lose(consumer)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.append("lost")
+
+    broker, book = shop_broker(), Book(swallows_its_timeout, timeout_s=0.4)  # far longer than it takes to hear of the loss
+    place(broker, "e0")
+
+    async with shop(broker, book).worker() as worker:
+        await becomes(lambda: committed(broker) == 1, "it was handled anew", worker)
+
+    assert (cancelled, book.calls, book.done) == (["timeout", "lost"], ["e0", "e0"], ["e0"])
+    assert (worker.counters.stuck, worker.counters.late, worker.counters.dead_lettered) == (0, 0, 0)
 
 
 # ---- a plain `def recover` that hangs -------------------------------------------------------------------------------------
@@ -195,6 +265,31 @@ async def test_handlers_that_hold_all_threads_of_the_loop_do_not_hold_a_stop_eit
         gate.set()
 
     assert (worker.clean, committed(broker), broker.consumers(SHOP)) == (False, 0, [])
+
+
+async def test_handlers_that_hold_all_threads_of_the_loop_do_not_hold_a_rebalance_either(gate: threading.Event) -> None:
+    async def asks_on_a_thread(context: Context) -> None:
+        if context.event_id != "first":
+            await asyncio.get_running_loop().run_in_executor(None, gate.wait, 2 * DEADLINE_S)
+
+    broker, book = shop_broker(), Book(asks_on_a_thread)
+    place(broker, "first")
+
+    try:
+        # Whoever accepts lost offsets looks at an assignment where the logs begin and end.
+        async with shop(broker, book, drain_s=0.05, revoke_s=0.05, accept_lost_offsets=True).worker() as worker:
+            await becomes(lambda: committed(broker) == 1, "it has a committed offset", worker)
+            place(broker, *numbered(THREADS_OF_THE_LOOP))
+            await becomes(lambda: len(book.calls) == 1 + THREADS_OF_THE_LOOP, "all of them hang", worker)
+            (consumer,) = broker.consumers(SHOP)
+            broker.lose(consumer)
+            await becomes(lambda: worker.counters.rebalances == 3 and worker.engine.partitions, "it was assigned again", worker)
+            gate.set()
+            await becomes(lambda: committed(broker) == 1 + THREADS_OF_THE_LOOP, "all are settled", worker)
+    finally:
+        gate.set()
+
+    assert sorted(set(book.done)) == sorted(["first", *numbered(THREADS_OF_THE_LOOP)])
 
 
 # ---- on threads -----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Collection, Mapping
+from concurrent.futures import Future
 from datetime import UTC, datetime
 
 import pytest
@@ -277,3 +278,27 @@ async def test_a_rebalance_that_could_not_be_answered_for_now_is_answered_by_a_n
         await becomes(lambda: committed(broker) == 3, "all are settled", worker)
 
     assert (book.calls, len(made), worker.counters.broker_errors) == (numbered(3), 2, 1)
+
+
+class JustTooLate(Future[object]):
+    """An answer that comes between the end of the first wait for it and the look at whether it has come."""
+
+    waited = False
+
+    def result(self, timeout: float | None = None) -> object:
+        answer = super().result(DEADLINE_S)
+        if not self.waited:
+            self.waited = True
+            raise TimeoutError
+        return answer
+
+
+async def test_an_answer_that_comes_when_the_wait_for_it_has_just_ended_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "Future", JustTooLate)
+    broker, book = shop_broker(), Book()
+    place(broker, *numbered(3))
+
+    async with shop(broker, book).worker() as worker:
+        await becomes(lambda: committed(broker) == 3, "all are settled", worker)
+
+    assert (book.done, worker.counters.rebalances, worker.clean) == (numbered(3), 2, True)

@@ -18,9 +18,11 @@ from msgspec.structs import replace as changed
 from choreo import BrokerError, Context, Envelope, Event, Handler, MemoryStore, RetryPolicy, Service, ServiceSettings
 from choreo.broker import Report
 from choreo.core.engine import STOPPING
-from choreo.letter import LetterState, Place, ReplayOutcome, read_replay, read_state, state_record
+from choreo.letter import LetterState, Place, ReplayOutcome, Request, read_replay, read_state, state_record
 from choreo.record import Outgoing, Record, TopicPartition
 from choreo.replay.run import Reason, run_entries, write_run
+from choreo.runtime.history import LetterKey
+from choreo.runtime.replay_log import letter_of
 from choreo.runtime.worker import Plan, Worker
 from choreo.store import Store
 from choreo.testing import MemoryBroker
@@ -574,3 +576,55 @@ async def test_an_error_that_must_not_happen_when_a_letter_has_come_ends_the_wor
 
         with pytest.raises(RuntimeError, match="a mistake of ours"):
             await asyncio.wait_for(worker.failure, DEADLINE_S)
+
+
+# ---- one request among others ---------------------------------------------------------------------------------------
+
+
+async def test_a_letter_whose_topic_is_gone_is_refused_and_holds_up_no_other(shop: Shop) -> None:
+    work = Work()
+    async with service(shop, work).worker() as worker:
+        letters = await died(shop, worker, ("e1", 0), ("e2", 0))
+        shop.write(state_record("shop.letters", changed(letters[0], dlq=Place("old-prefix.shop.dlq", 0, 0)), 1))
+        work.broken = False
+        shop.ask("r1", *letters)
+        outcomes = await answered(shop, 2, worker)
+
+    assert sorted(outcomes) == [("r1", "e1", "refused"), ("r1", "e2", "resolved")]
+    (why,) = [answer.error for answer in shop.answers() if answer.event_id == "e1"]
+    assert why.startswith("its letter old-prefix.shop.dlq[0]@0 can't be read: ")
+
+
+async def test_an_entry_of_the_log_is_not_paid_for_by_looking_at_the_requests_that_wait(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[str] = []
+
+    def notes(request: Request) -> LetterKey:
+        looked_at.append(request.event_id)
+        return letter_of(request)
+
+    async with service(shop, Work()).worker() as worker:
+        await owns(worker, FIRST, SECOND)
+        worker.replays.came([elsewhere(f"e{number}") for number in range(100)])
+        monkeypatch.setattr("choreo.runtime.replays.letter_of", notes)
+
+        worker.replays.came([ReplayOutcome(run="r1", handler="work", event_id="e0", result="resolved", at=datetime.now(UTC))])
+        worker.replays.came([elsewhere("e100")])
+
+    assert looked_at == ["e100"]
+
+
+def elsewhere(event_id: str) -> Request:
+    """A request for a letter whose partition no member here has."""
+    return Request(
+        run="r1",
+        handler="work",
+        event_id=event_id,
+        origin=Place("orders", 7, 0),
+        dlq=Place("shop.dlq", 0, 0),
+        by="ana",
+        reason="",
+        forced=False,
+        at=datetime.now(UTC),
+    )

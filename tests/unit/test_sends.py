@@ -52,7 +52,7 @@ class Heard(list[Ended]):
 class RefusesAtOnce(MemoryProducer):
     """Raises these from its next sends; None lets one pass."""
 
-    refusals: list[BrokerError | None] = []
+    refusals: list[Exception | None] = []
 
     def send(self, record: Outgoing, report: Callable[[Report], None]) -> None:
         refusal = self.refusals.pop(0) if self.refusals else None
@@ -61,7 +61,7 @@ class RefusesAtOnce(MemoryProducer):
         super().send(record, report)
 
 
-def refusing(broker: MemoryBroker, *refusals: BrokerError | None) -> RefusesAtOnce:
+def refusing(broker: MemoryBroker, *refusals: Exception | None) -> RefusesAtOnce:
     producer = RefusesAtOnce(broker._state)
     producer.refusals = list(refusals)
     return producer
@@ -213,6 +213,18 @@ async def test_one_that_is_refused_at_once_ends_its_call_after_those_beside_it(b
     assert values(broker) == ["beside"]
 
 
+@pytest.mark.parametrize("patient", [True, False])
+@pytest.mark.parametrize("refusal", [ValueError("embedded null character"), TypeError("expected str")], ids=["ValueError", "TypeError"])
+async def test_so_does_one_that_the_client_can_not_take(broker: MemoryBroker, refusal: Exception, patient: bool) -> None:
+    sends = Sends(refusing(broker, refusal), Counters(), patient=patient)
+
+    ended = await write(sends, a_record("o", "odd"), a_record("p", "beside"), a_record("o", "after"))
+
+    assert ended.error is not None
+    assert (str(ended.error), ended.error.code, ended.error.retriable) == (f"writing to paid: {refusal}", "_INVALID_ARG", False)
+    assert (values(broker), sends.outstanding) == (["beside"], 0)
+
+
 async def test_without_patience_the_first_error_is_the_answer(broker: MemoryBroker) -> None:
     counters = Counters()
     sends = Sends(broker.producer(), counters, patient=False)
@@ -354,6 +366,21 @@ async def test_draining_lets_the_loop_go_on(broker: MemoryBroker) -> None:
         drained = await sends.drain(3600)
 
     assert (drained, values(broker)) == (True, ["1", "2"])
+
+
+async def test_draining_ends_with_a_record_that_rests_and_is_not_wanted_any_more(
+    broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sends_module, "RETRY_FIRST_S", 0.05)
+    sends, heard = Sends(broker.producer(), Counters()), Heard()
+    broker.fail_sends("paid", TIMED_OUT)
+    sends.send_while(lambda: False, a_record("o", "1"), heard)
+    await becomes(lambda: sends.troubled, "it rests")
+
+    async with asyncio.timeout(DEADLINE_S):
+        drained = await sends.drain(3600)
+
+    assert (drained, len(heard), values(broker)) == (True, 1, [])
 
 
 async def test_draining_ends_with_its_time(broker: MemoryBroker) -> None:

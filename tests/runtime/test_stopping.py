@@ -28,6 +28,7 @@ from tests.runtime.shop import (
     answers,
     becomes,
     committed,
+    has_failed,
     numbered,
     place,
     shop,
@@ -85,6 +86,20 @@ def test_a_loop_that_is_ended_before_the_worker_has_stopped_comes_to_its_end(
 
     assert not running.is_alive()
     assert (book.calls, book.done, committed(broker) or 0) == (["e0"], [], 0)
+
+
+async def test_a_worker_whose_tasks_end_leaves_its_group_without_waiting_for_what_can_not_end_any_more() -> None:
+    broker, book = shop_broker(), Book(waits_for_ever)
+    place(broker, "e0")
+
+    async with shop(broker, book, concurrency=2, revoke_s=60.0).worker() as worker:
+        await becomes(lambda: book.calls == ["e0"], "the handler has begun", worker)
+        (tick,) = tasks_in("Worker._tick")
+        tick.cancel()
+        await has_failed(worker)
+        await becomes(lambda: not worker.engine.partitions, "the worker has let go of its partition")
+
+    assert (book.done, committed(broker) or 0) == ([], 0)
 
 
 # ---- what happens during a stop -----------------------------------------------------------------------------------------
@@ -150,7 +165,7 @@ async def test_what_is_acknowledged_at_the_end_of_a_stop_is_claimed_also_by_a_st
     place(broker, "e0")
 
     async def is_acknowledged_late() -> None:
-        await becomes(lambda: not turns(), "nothing is left but the sends", worker)
+        await becomes(lambda: not tasks_in("Worker.turn"), "nothing is left but the sends", worker)
         store.fail(StoreError("locked, as the test asked", retriable=True), times=1)
         broker.release_sends("answers")
 
@@ -163,5 +178,5 @@ async def test_what_is_acknowledged_at_the_end_of_a_stop_is_claimed_also_by_a_st
     assert (answers(broker), kept.lookup([claim]), worker.counters.store_errors) == (["order.paid"], {claim}, 1)
 
 
-def turns() -> list[asyncio.Task[Any]]:
-    return [task for task in asyncio.all_tasks() if "Worker.turn" in repr(task.get_coro())]
+def tasks_in(coroutine: str) -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks() if coroutine in repr(task.get_coro())]

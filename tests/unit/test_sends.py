@@ -383,6 +383,21 @@ async def test_draining_ends_with_a_record_that_rests_and_is_not_wanted_any_more
     assert (drained, len(heard), values(broker)) == (True, 1, [])
 
 
+async def test_draining_waits_for_what_an_end_has_begun(broker: MemoryBroker) -> None:
+    sends, heard = Sends(broker.producer(), Counters()), Heard()
+    broker.hold_sends("sent")
+
+    def begins_another(error: BrokerError | None, reports: Sequence[Report]) -> None:
+        sends.send((a_record("o", "2", "sent"),), heard)
+        asyncio.get_running_loop().call_later(0.02, broker.release_sends, "sent")
+
+    sends.send((a_record("o", "1"),), begins_another)
+    async with asyncio.timeout(DEADLINE_S):
+        drained = await sends.drain(3600)
+
+    assert (drained, len(heard), values(broker), values(broker, "sent")) == (True, 1, ["1"], ["2"])
+
+
 async def test_draining_ends_with_its_time(broker: MemoryBroker) -> None:
     sends = Sends(broker.producer(), Counters())
     broker.hold_sends("paid")

@@ -79,10 +79,14 @@ class MemoryConsumer:
             return
         self._tell_lost(listener)
         with self._state.changed:
+            if self._lost:
+                return  # the next turn tells it
             revoked = self._group.to_release(self._member)
         if revoked:
             self._give_back(listener, revoked)
         with self._state.changed:
+            if self._lost:
+                return
             taken = self._group.to_take(self._member)
             self._group.take(self._member, taken)
             committed = {partition: self._group.committed.get(partition) for partition in taken}
@@ -96,7 +100,8 @@ class MemoryConsumer:
         if lost:
             listener.lost(lost)
         with self._state.changed:
-            if not self._group.has(self._member) and not self._closed:
+            # Lost once more meanwhile, by another thread: that is told before it joins again.
+            if not self._group.has(self._member) and not self._closed and not self._lost:
                 self._join()
 
     def _give_back(self, listener: Rebalanced, partitions: Sequence[TopicPartition]) -> None:

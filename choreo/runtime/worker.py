@@ -182,6 +182,8 @@ class Worker:
             return await self._stop()
         finally:
             self._end()
+            if self.failure.done():
+                self.failure.exception()  # whoever runs the worker has had its chance to read it: asyncio need not complain
 
     async def _stop(self) -> bool:
         deadline = self.stop_by = self._loop.time() + self.plan.drain_s

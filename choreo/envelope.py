@@ -47,6 +47,7 @@ _SPAN_ID = re.compile(r"(?!0{16})[0-9a-f]{16}")
 _TRACE_ID = re.compile("(?!0{32})[0-9a-f]{32}")
 _TRACEPARENT = re.compile("00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _LATER_VERSION = re.compile("(?!00|ff)[0-9a-f]{2}-.{52}(-.*)?")
+_FLAGS = {digit: f"0{int(digit, 16) & 3}" for digit in "0123456789abcdef"}
 _PLAIN = "choreo.plain"
 _DERIVED = "choreo.derived"
 
@@ -250,7 +251,7 @@ def child_traceparent(parent: str | None, flow_id: str, event_id: str) -> str:
     if parent is None:
         made = f"00-{flow_id.replace('-', '')}-{span_id}-00"
     else:
-        made = f"{parent[:36]}{span_id}-{int(parent[53:55], 16) & 3:02x}"
+        made = f"{parent[:36]}{span_id}-{_FLAGS[parent[-1]]}"
     if _TRACEPARENT.fullmatch(made):
         return made
     if not _SPAN_ID.fullmatch(span_id):

@@ -167,10 +167,16 @@ class Engine:
 
     def receive(self, partition: Partition, offset: int, deliveries: Sequence[Delivery]) -> None:
         """The event at `offset` came, for these handlers; for none it is finished at once."""
-        partition.offsets.received(offset, len(deliveries))
-        for delivery in deliveries:
-            if partition.lanes.enter(delivery):
-                self._make_ready(delivery)
+        self.receive_all(partition, ((offset, deliveries),))
+
+    def receive_all(self, partition: Partition, events: Iterable[tuple[int, Sequence[Delivery]]]) -> None:
+        """The same for a batch, in offset order."""
+        received, enter, make_ready = partition.offsets.received, partition.lanes.enter, self._make_ready
+        for offset, deliveries in events:
+            received(offset, len(deliveries))
+            for delivery in deliveries:
+                if enter(delivery):
+                    make_ready(delivery)
 
     def replay(self, delivery: Delivery) -> None:
         """A letter is to run again: it takes its turn in the lane of its key."""

@@ -100,6 +100,8 @@ async def deliver(delivery: Delivery, wiring: Wiring) -> Outcome:
         answer = await spec.handler.handle(event, context)  # type: ignore[misc]
         if failpoint.ACTIVE:
             failpoint.hit("after_handler")
+        if answer is None:
+            return DONE
         return answered(delivery, spec, answer, wiring, None if attempt is None else attempt.traceparent)
     except (asyncio.CancelledError, KeyboardInterrupt) as error:
         problem = error

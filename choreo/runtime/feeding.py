@@ -122,9 +122,7 @@ class Feeding:
         if partition.state is GONE:
             return
         self._counters.received += len(events)
-        receive = self._engine.receive
-        for offset, deliveries in events:
-            receive(partition, offset, deliveries)
+        self._engine.receive_all(partition, events)
         self._received()
 
     def room(self, partition: Partition) -> None:

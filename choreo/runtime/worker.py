@@ -243,8 +243,8 @@ class Worker:
             slot.delivery = None
             if slot.cut is not None or (slot.task is not None and slot.task.cancelling()):
                 await self._forget_cut(slot)
-            if outcome is DONE and self._claims is None:
-                self.settle(delivery)
+            if outcome is DONE:
+                self.succeeded(delivery)
             elif outcome is not None:
                 self.conclude(delivery, outcome)
             if self.ending:
@@ -260,11 +260,11 @@ class Worker:
     def conclude(self, delivery: Delivery, outcome: Outcome) -> None:
         """Acts on what became of an attempt: emits, claims, settles, retries, or writes a letter."""
         match outcome:
-            case Done():
-                self.succeeded(delivery)
             case Emitted(records):
                 self.counters.emitted += len(records)
                 self.sends.send(records, lambda error, _: self._acknowledged(delivery, error))
+            case Done():
+                self.succeeded(delivery)
             case Duplicate():
                 self.counters.duplicates += 1
                 self.settle(delivery, duplicate=True)

@@ -21,6 +21,7 @@ _CONSUMER = {
     "queued.max.messages.kbytes": 8192,
     "fetch.queue.backoff.ms": 10,
     "fetch.wait.max.ms": 100,
+    "socket.nagle.disable": True,
 }
 
 
@@ -64,16 +65,25 @@ def run(
                     _emit(producer, emit_to, event, message, batch)
             open_batches.append(batch)
         producer.poll(0)
-        while open_batches and not open_batches[0].left:
-            settled = open_batches.popleft()
-            consumer.store_offsets(offsets=[TopicPartition(t, p, o) for (t, p), o in settled.offsets.items()])
-            consumer.commit(asynchronous=True)
-            done += settled.size
+        done += _commit_acknowledged(consumer, open_batches)
         if first is None and open_batches:
             producer.poll(0.001)
     took_s = time.perf_counter() - began
     consumer.close()
     return count / took_s
+
+
+def _commit_acknowledged(consumer: Consumer, open_batches: deque[_Batch]) -> int:
+    """Commits what has all its emits acknowledged, in order; how many events that were."""
+    done, offsets = 0, dict[tuple[str, int], int]()
+    while open_batches and not open_batches[0].left:
+        settled = open_batches.popleft()
+        offsets.update(settled.offsets)
+        done += settled.size
+    if offsets:
+        consumer.store_offsets(offsets=[TopicPartition(t, p, o) for (t, p), o in offsets.items()])
+        consumer.commit(asynchronous=True)
+    return done
 
 
 def _emit(producer: Producer, topic: str, event: dict[str, dict[str, str]], message: Message, batch: _Batch) -> None:
@@ -91,22 +101,32 @@ def _emit(producer: Producer, topic: str, event: dict[str, dict[str, str]], mess
 def hop(bootstrap: str, topic: str, emit_to: str, until: float) -> None:
     """Handles and emits as they come, for the latency series, until the wall clock says `until`."""
     consumer = Consumer({**_CONSUMER, "bootstrap.servers": bootstrap, "group.id": f"raw-{uuid.uuid4()}", "group.protocol": "consumer"})
-    producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "partitioner": "murmur2_random", "linger.ms": 0})
+    producer = Producer(
+        {
+            "bootstrap.servers": bootstrap,
+            "enable.idempotence": True,
+            "partitioner": "murmur2_random",
+            "linger.ms": 0,
+            "socket.nagle.disable": True,
+        }
+    )
     consumer.subscribe([topic])
+    open_batches: deque[_Batch] = deque()
+    commit_at = 0.0
     while time.time() < until:
-        first = consumer.poll(0.05)
-        if first is None:
-            producer.poll(0)
-            continue
-        messages = [first, *consumer.consume(499, 0)]
-        offsets: dict[tuple[str, int], int] = {}
-        batch = _Batch(offsets, len(messages), emits=True)
-        for message in messages:
-            event = orjson.loads(message.value() or b"")
-            offsets[message.topic() or "", message.partition() or 0] = (message.offset() or 0) + 1
-            _emit(producer, emit_to, event, message, batch)
-        while batch.left:
-            producer.poll(0.01)
-        consumer.store_offsets(offsets=[TopicPartition(t, p, o) for (t, p), o in offsets.items()])
-        consumer.commit(asynchronous=True)
+        first = consumer.poll(0.001 if open_batches else 0.05)
+        if first is not None:
+            messages = [first, *consumer.consume(499, 0)]
+            offsets: dict[tuple[str, int], int] = {}
+            batch = _Batch(offsets, len(messages), emits=True)
+            for message in messages:
+                event = orjson.loads(message.value() or b"")
+                offsets[message.topic() or "", message.partition() or 0] = (message.offset() or 0) + 1
+                _emit(producer, emit_to, event, message, batch)
+            open_batches.append(batch)
+        producer.poll(0)
+        if time.monotonic() >= commit_at:
+            # A commit for each small batch would be thousands of requests a second, and the hops stand behind them.
+            commit_at = time.monotonic() + 0.1
+            _commit_acknowledged(consumer, open_batches)
     consumer.close()

@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias
 import msgspec
 
 from choreo.errors import BrokerError
-from choreo.record import Batch, Outgoing, Record, TopicPartition
+from choreo.record import Batch, Committed, Outgoing, Record, TopicPartition
 
 
 class Edge(Enum):
@@ -27,6 +27,8 @@ Start: TypeAlias = int | Edge | datetime
 """Where to read on: an offset, an edge, or the first record at or after a time."""
 
 
+METADATA_TOO_LARGE = "OFFSET_METADATA_TOO_LARGE"
+"""The code of the error of a commit whose text is longer than the broker takes (4,095 characters unless it was told otherwise)."""
 REBALANCE_FAILED = "_REBALANCE_FAILED"
 """The code of the error that `poll` raises when `Rebalanced` could not answer for now: only a new consumer mends it."""
 
@@ -38,22 +40,23 @@ class Rebalanced(Protocol):
     such a `poll` had taken is handed over; a new consumer reads it again.
     """
 
-    def assigned(self, committed: Mapping[TopicPartition, int | None]) -> Mapping[TopicPartition, Start]:
-        """New partitions with their committed offsets; answers where to start each. Reading begins when it returns.
+    def assigned(self, committed: Mapping[TopicPartition, Committed | None]) -> Mapping[TopicPartition, Start]:
+        """New partitions with what is committed for them; answers where to start each. Reading begins when it returns.
 
         A partition that comes back is not paused any more; `pause` within this call counts."""
 
-    def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
-        """They are being taken; answers the offsets to commit before they go. May block within its budget."""
+    def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Committed]:
+        """They are being taken; answers what to commit before they go. May block within its budget."""
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         """They are gone already; nothing can be committed."""
 
 
 class CommitResult(msgspec.Struct, frozen=True):
-    """How a commit ended; `error` None is success. An error that is `retriable` is committed again by the next one."""
+    """How a commit ended; `error` None is success. An error that is `retriable` is committed again by the next one; for one with
+    the code METADATA_TOO_LARGE the text must be shorter."""
 
-    offsets: Mapping[TopicPartition, int]
+    offsets: Mapping[TopicPartition, Committed]
     error: BrokerError | None
 
 
@@ -75,8 +78,9 @@ class Consumer(Protocol):
     def resume(self, partitions: Sequence[TopicPartition]) -> None:
         """The contrary. Reading goes on where it stopped: nothing is lost, nothing comes twice."""
 
-    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Begins to commit; at most one commit is under way, the newest offsets win. Never goes back. Results: `commit_results`."""
+    def commit(self, offsets: Mapping[TopicPartition, Committed]) -> None:
+        """Begins to commit; at most one commit is under way, the newest of a partition wins. The offset never goes back; the text
+        beside the same offset may change. Results: `commit_results`."""
 
     def commit_results(self) -> list[CommitResult]:
         """What became of commits since the last call."""
@@ -156,6 +160,10 @@ class Cluster(Protocol):
 
     def configure(self, topic: str, config: Mapping[str, str]) -> None:
         """Sets these settings of a topic; its others stay as they are."""
+
+    def topic_ids(self, topics: Sequence[str]) -> Mapping[str, bytes]:
+        """16 bytes for each topic that tell it from one that was made before or after it under its name; left out where the
+        broker has none."""
 
     def brokers(self) -> int:
         """How many there are: what a replication factor can be at most."""

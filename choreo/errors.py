@@ -7,7 +7,8 @@
     ├── DecodeError          the producer: bytes that do not say what their type promises; never retried
     ├── HandlerError         the service's author
     │   ├── PermanentError   no retry: dead-lettered at once
-    │   │   └── UndeclaredEmitError   a handler emitted a type that its contract does not name
+    │   │   ├── UndeclaredEmitError   a handler emitted a type that its contract does not name
+    │   │   └── CrashLoopError   the process ended each time a handler had an event
     │   └── TransientError   retried; `retry_after_s` overrides the backoff
     │       └── HandlerTimeoutError
     ├── BrokerError          Kafka: `retriable`, `fatal`
@@ -69,6 +70,10 @@ class PermanentError(HandlerError):
 
 class UndeclaredEmitError(PermanentError):
     """A handler emitted an event type that its return annotation (or `emits`) does not name."""
+
+
+class CrashLoopError(PermanentError):
+    """The process ended each time it handled this event, alone: it is not handled any more."""
 
 
 class TransientError(HandlerError):

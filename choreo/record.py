@@ -41,6 +41,17 @@ class Record(msgspec.Struct, frozen=True, gc=False):
         return f"{self.topic}[{self.partition}]@{self.offset}"
 
 
+class Committed(msgspec.Struct, frozen=True, gc=False):
+    """What a group has, or is to have, committed for a partition: where to read on, and the text beside it.
+
+    `stamp` is the committer's own and never leaves the process: the higher, the later.
+    """
+
+    offset: int
+    metadata: str = ""
+    stamp: int = 0
+
+
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """One record to be written. `partition` None leaves it to the partitioner (murmur2 of the key, as Java does)."""
 

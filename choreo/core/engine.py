@@ -11,103 +11,27 @@ one event for one handler; it goes
 A partition is LIVE, then STOPPING, then GONE (whatever still comes is dropped). While it is STOPPING, what stands at or
 below its `cut`, the highest offset that has started, still runs: then the committed offset leaves nothing behind that was
 done beyond it, and nothing is redelivered. A replay does not begin any more: its request is answered by the next owner.
-`halt` ends the drain when its time is over. Each assignment is a new `Partition`, so revoking is forgetting one object
-and a late outcome can't be taken for one of the next assignment. Invariants 1, 2, 3, 7 and 11 of the design; guarded by
-tests/properties/test_engine.py.
+`halt` ends the drain when its time is over. An event of a *suspect* partition (core/guard.py) begins when nothing else runs,
+and nothing begins beside it. Invariants 1 to 5, 7 and 11 of the design; guarded by tests/properties/test_engine.py,
+tests/properties/test_simulation.py and tests/unit/test_suspects.py.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-import msgspec
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from choreo.core.lanes import Lanes
+from choreo.core.offset_map import NO_TOPIC_ID, OffsetMap, left_of, speaks_of
 from choreo.core.offsets import Offsets
-from choreo.core.retry import GiveUp, RetryAfter, RetryPolicy
+from choreo.core.partition import GONE, LIVE, STOPPING, Delivery, Partition, Route
+from choreo.core.retry import GiveUp, RetryAfter
 from choreo.errors import StateError
-from choreo.record import Record, TopicPartition
-
-LIVE = "live"
-STOPPING = "stopping"
-GONE = "gone"
+from choreo.record import Committed, TopicPartition
 
 IN_FLIGHT_BOUND = 1000
 """Unfinished events a partition; the offset map of a commit has room for that many."""
-
-
-class Route(msgspec.Struct, eq=False):
-    """One handler, as far as the engine has to know it. `running` and `held` serve `max_concurrency`.
-
-    `identity` is the name it is stored under, its first one; empty where nothing is stored.
-    """
-
-    index: int
-    name: str
-    retry: RetryPolicy
-    identity: str = ""
-    ordered: bool = True
-    on_thread: bool = False
-    max_concurrency: int | None = None
-    running: int = 0
-    held: deque[Delivery] = msgspec.field(default_factory=deque)
-
-
-class Delivery(msgspec.Struct, eq=False, gc=False):
-    """One event for one handler. Owner: the engine; `attempts` counts begun ones.
-
-    `event` is the decoded event or the error that decoding it raised, `wire` its ids: the engine looks at neither.
-    `run` is the replay it belongs to; only live deliveries (None) hold back an offset. `note` and `failed_at` (when it failed
-    first) are the runtime's own.
-    The garbage collector doesn't follow it (it would spend more than a tenth of the time there): `forget` unties its ring.
-    """
-
-    partition: Partition
-    route: Route
-    record: Record
-    wire: Any
-    event: Any
-    lane: tuple[int, bytes] | None
-    run: Any = None
-    attempts: int = 0
-    next: Any = None
-    note: Any = None
-    failed_at: Any = None
-    settled: bool = False
-
-
-class Partition:
-    """One assignment of one partition. Owner: the engine."""
-
-    __slots__ = ("cut", "id", "lanes", "offsets", "running", "state", "wake_at")
-
-    def __init__(self, partition: TopicPartition) -> None:
-        self.id = partition
-        self.state = LIVE
-        self.running = 0
-        self.cut = -1
-        self.wake_at = -1
-        """The runtime's own: it wants to know when the events in flight have fallen to this."""
-        self.lanes = Lanes()
-        self.offsets = Offsets()
-
-    @property
-    def in_flight(self) -> int:
-        """Events received and not finished."""
-        return len(self.offsets.unfinished)
-
-    def drained(self) -> bool:
-        """Whether nothing runs and nothing at or below the cut is unfinished."""
-        return self.running == 0 and next(iter(self.offsets.unfinished), self.cut + 1) > self.cut
-
-    def may_start(self, delivery: Delivery) -> bool:
-        """Whether a delivery may begin: always while LIVE, up to the cut while STOPPING, never when GONE."""
-        if self.state is LIVE:
-            return True
-        return self.state is STOPPING and delivery.run is None and delivery.record.offset <= self.cut
 
 
 class Engine:
@@ -117,17 +41,26 @@ class Engine:
         self.partitions: dict[TopicPartition, Partition] = {}
         self.ready: deque[Delivery] = deque()
         self.ready_on_threads: deque[Delivery] = deque()
+        self.suspects: set[Partition] = set()
+        """Partitions whose events run alone."""
+        self._alone: Delivery | None = None
         self._bound = bound
+        self._assignments = 0
         self._waiting: list[tuple[float, int, Delivery]] = []
         self._waits = 0
 
     # ---- partitions ---------------------------------------------------------------------------------------------
 
-    def assign(self, partition: TopicPartition) -> Partition:
-        """A partition is ours from now on; an older assignment of it must have been forgotten."""
+    def assign(
+        self, partition: TopicPartition, *, start: int | None = None, topic_id: bytes = NO_TOPIC_ID, restored: OffsetMap | None = None
+    ) -> Partition:
+        """A partition is ours from now on, from its committed offset `start`; an older assignment of it must have been forgotten."""
         if partition in self.partitions:
             raise StateError(f"{partition} was assigned twice")
-        state = self.partitions[partition] = Partition(partition)
+        self._assignments += 1
+        state = self.partitions[partition] = Partition(partition, self._assignments, start, topic_id, restored)
+        if state.guard.suspects:
+            self.suspects.add(state)
         return state
 
     def stop(self, partitions: Iterable[TopicPartition]) -> list[Partition]:
@@ -135,6 +68,8 @@ class Engine:
         stopped = [state for wanted in partitions if (state := self.partitions.get(wanted)) is not None]
         for state in stopped:
             state.state = STOPPING
+            if self.suspects:
+                state.cut = -1  # one at a time, each after a commit, takes longer than there is; the map says what is finished
         self._leave_out_of_waiting()
         return stopped
 
@@ -144,19 +79,23 @@ class Engine:
             state.cut = -1
         self._leave_out_of_waiting()
 
-    def forget(self, partitions: Sequence[Partition]) -> dict[TopicPartition, int]:
-        """They are gone: the offsets to commit, as far as all below is settled. Late outcomes are dropped from here on."""
-        offsets: dict[TopicPartition, int] = {}
+    def forget(self, partitions: Sequence[Partition]) -> dict[TopicPartition, Committed]:
+        """They are gone, in good order: what to commit, as far as all below is settled. Late outcomes are dropped from here on."""
+        commits: dict[TopicPartition, Committed] = {}
         for state in partitions:
             state.state = GONE
-            state.lanes = Lanes()
             if self.partitions.get(state.id) is state:
                 del self.partitions[state.id]
-            offset = state.offsets.committable()
-            if offset is not None:
-                offsets[state.id] = offset
+            self._spare_what_runs_alone(state)
+            state.guard.ended_well()
+            committed = state.take(also_maps=True, last=True)
+            if committed is not None:
+                commits[state.id] = committed
+            # What was not finished holds its deliveries, and they hold the partition.
+            state.lanes, state.offsets = Lanes(), Offsets()
+            self.suspects.discard(state)
         self._leave_out_of_waiting()
-        return offsets
+        return commits
 
     # ---- coming in ----------------------------------------------------------------------------------------------
 
@@ -169,14 +108,42 @@ class Engine:
         """The event at `offset` came, for these handlers; for none it is finished at once."""
         self.receive_all(partition, ((offset, deliveries),))
 
-    def receive_all(self, partition: Partition, events: Iterable[tuple[int, Sequence[Delivery]]]) -> None:
-        """The same for a batch, in offset order."""
+    def receive_all(self, partition: Partition, events: Iterable[tuple[int, Sequence[Delivery]]]) -> int:
+        """The same for a batch, in offset order. How many deliveries an earlier run had finished: they don't begin again."""
+        restored = 0
         received, enter, make_ready = partition.offsets.received, partition.lanes.enter, self._make_ready
+        partition.begun = True
+        if partition.restored is not None:
+            events = iter(events)
+            restored = self._receive_again(partition, partition.restored, events)
         for offset, deliveries in events:
-            received(offset, len(deliveries))
+            received(offset, deliveries)
             for delivery in deliveries:
                 if enter(delivery):
                     make_ready(delivery)
+        return restored
+
+    def _receive_again(self, partition: Partition, restored: OffsetMap, events: Iterator[tuple[int, Sequence[Delivery]]]) -> int:
+        """Events that an earlier run received, up to its reach: what it left to do of them. How much it had finished."""
+        finished = 0
+        for offset, deliveries in events:
+            if offset >= speaks_of(restored):
+                partition.restored = None
+                self.receive_all(partition, ((offset, deliveries),))
+                break
+            for delivery in deliveries:
+                begun = left_of(restored, offset, delivery.route.number)
+                if begun is None:
+                    delivery.settled = True  # it stays beside those that are not finished: the next map says so again
+                else:
+                    delivery.attempts, delivery.fatal = begun.attempts, begun.fatal
+            left = [delivery for delivery in deliveries if not delivery.settled]
+            finished += len(deliveries) - len(left)
+            partition.offsets.received(offset, deliveries if left else ())
+            for delivery in left:
+                if partition.lanes.enter(delivery):
+                    self._make_ready(delivery)
+        return finished
 
     def replay(self, delivery: Delivery) -> None:
         """A letter is to run again: it takes its turn in the lane of its key."""
@@ -188,6 +155,14 @@ class Engine:
     def take(self, *, on_thread: bool = False) -> Delivery | None:
         """The next delivery to start, its attempt counted; None when nothing is ready."""
         ready = self.ready_on_threads if on_thread else self.ready
+        alone = False
+        if self.suspects or self._alone is not None:
+            if self._alone is not None:
+                return None
+            if any(map(self._is_suspect, self.ready)) or any(map(self._is_suspect, self.ready_on_threads)):
+                if self.running() or not self._bring_forward_a_suspect(ready):
+                    return None
+                alone = True
         while ready:
             delivery = ready.popleft()
             partition = delivery.partition
@@ -198,21 +173,41 @@ class Engine:
             route = delivery.route
             if route.max_concurrency is not None:
                 if route.running >= route.max_concurrency:
+                    if alone:
+                        ready.appendleft(delivery)
+                        return None
                     route.held.append(delivery)
                     continue
                 route.running += 1
             delivery.attempts += 1
+            delivery.runs = True
+            if alone:
+                delivery.alone = True
+                delivery.fatal += 1
+                self._alone = delivery
             partition.running += 1
             if delivery.record.offset > partition.cut and delivery.run is None and partition.state is LIVE:
                 partition.cut = delivery.record.offset
             return delivery
         return None
 
+    def is_crash_loop(self, delivery: Delivery) -> bool:
+        """Whether it has ended the process so often that it must not begin again; the attempt that `take` counted is taken back."""
+        if delivery.fatal <= delivery.route.retry.max_attempts:
+            return False
+        delivery.attempts -= 1
+        delivery.runs = False
+        self._survived(delivery)
+        return True
+
     def settle(self, delivery: Delivery) -> bool:
         """It reached its end (done, recovered, or its letter is acknowledged); False when it came too late to count."""
         if delivery.settled:
             raise StateError(f"{delivery.record.origin} was settled twice for {delivery.route.name}")
         delivery.settled = True
+        delivery.runs = False
+        if delivery.alone:
+            self._survived(delivery)
         partition = delivery.partition
         if partition.state is GONE:
             self._leave_route(delivery.route)
@@ -233,16 +228,21 @@ class Engine:
         After GiveUp the delivery still runs: the runtime recovers it or writes its letter, then settles it.
         """
         if delivery.partition.state is GONE:
+            self._survived(delivery)
             self._leave_route(delivery.route)
             return None
         decision = delivery.route.retry.decide(error, attempt=delivery.attempts, dice=dice)
         if isinstance(decision, RetryAfter):
+            self._survived(delivery)  # what is given up runs on: `recover` may end the process as well
+            delivery.runs = False
             self._wait(delivery, now_s + decision.delay_s)
         return decision
 
     def postpone(self, delivery: Delivery, *, until_s: float) -> None:
         """It was cut short by us (a revoke, a store that is down): it runs again from `until_s`, no attempt counted."""
         delivery.attempts -= 1
+        delivery.runs = False
+        self._survived(delivery)
         if delivery.partition.state is GONE:
             self._leave_route(delivery.route)
             return
@@ -259,13 +259,15 @@ class Engine:
 
     # ---- looking ------------------------------------------------------------------------------------------------
 
-    def commits(self) -> dict[TopicPartition, int]:
-        """The offsets that moved since the last call: what to commit, one past the last finished offset."""
-        moved: dict[TopicPartition, int] = {}
+    def commits(self, *, also_maps: bool = False) -> dict[TopicPartition, Committed]:
+        """What to commit: the offsets that moved since the last call, and (`also_maps`) those of which there is more to say."""
+        moved: dict[TopicPartition, Committed] = {}
         for state in self.partitions.values():
-            offset = state.offsets.take()
-            if offset is not None:
-                moved[state.id] = offset
+            committed = state.take(also_maps=also_maps)
+            if committed is not None:
+                moved[state.id] = committed
+        if self.suspects:
+            self.suspects = {state for state in self.suspects if state.guard.suspects}
         return moved
 
     def in_flight(self) -> int:
@@ -285,6 +287,28 @@ class Engine:
         return {state.id: len(state.lanes) for state in self.partitions.values()}
 
     # ---- inside -------------------------------------------------------------------------------------------------
+
+    def _is_suspect(self, delivery: Delivery) -> bool:
+        return delivery.run is None and delivery.partition.state is LIVE and delivery.partition in self.suspects
+
+    def _bring_forward_a_suspect(self, ready: deque[Delivery]) -> bool:
+        for number, delivery in enumerate(ready):
+            if self._is_suspect(delivery):
+                del ready[number]
+                ready.appendleft(delivery)
+                return True
+        return False
+
+    def _spare_what_runs_alone(self, state: Partition) -> None:
+        """An orderly end: that it still ran is no crash."""
+        if self._alone is not None and self._alone.partition is state:
+            self._survived(self._alone)
+
+    def _survived(self, delivery: Delivery) -> None:
+        if delivery.alone:
+            delivery.alone = False
+            delivery.fatal -= 1
+            self._alone = None
 
     def _make_ready(self, delivery: Delivery) -> None:
         if delivery.route.on_thread:

@@ -7,25 +7,36 @@ Guarded by tests/properties/test_engine.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
+
 from choreo.errors import StateError
 
 
-class Offsets:
+class Settling(Protocol):
+    """One handler's part of an event."""
+
+    settled: bool
+
+
+D = TypeVar("D", bound=Settling)
+
+
+class Offsets(Generic[D]):
     """The received offsets of one partition that are not finished, oldest first. Owner: the partition's engine state.
 
-    `unfinished` maps an offset to its deliveries that have not settled; insertion order is offset order. `reach` is one
-    past the last received offset; None before the first.
+    `unfinished` maps an offset to all its deliveries, one of which at least has not settled; insertion order is offset order.
+    `reach` is one past the last received offset; None before the first.
     """
 
-    __slots__ = ("_taken", "reach", "unfinished")
+    __slots__ = ("reach", "unfinished")
 
     def __init__(self) -> None:
-        self.unfinished: dict[int, int] = {}
+        self.unfinished: dict[int, Sequence[D]] = {}
         self.reach: int | None = None
-        self._taken: int | None = None
 
-    def received(self, offset: int, deliveries: int) -> None:
-        """The record at `offset` came and is for `deliveries` handlers; with none it is finished at once."""
+    def received(self, offset: int, deliveries: Sequence[D]) -> None:
+        """The record at `offset` came and is for these; with none it is finished at once."""
         if self.reach is not None and offset < self.reach:
             raise StateError(f"offset {offset} came after {self.reach - 1}; a partition's offsets only rise")
         if deliveries:
@@ -34,20 +45,10 @@ class Offsets:
 
     def finished(self, offset: int) -> None:
         """One delivery of the record at `offset` settled."""
-        left = self.unfinished[offset] - 1
-        if left:
-            self.unfinished[offset] = left
-        else:
+        deliveries = self.unfinished[offset]
+        if len(deliveries) == 1 or all(delivery.settled for delivery in deliveries):
             del self.unfinished[offset]
 
     def committable(self) -> int | None:
         """The offset to commit (the next one to read after a restart); None before anything was received."""
         return next(iter(self.unfinished), self.reach)
-
-    def take(self) -> int | None:
-        """The offset to commit where it differs from the last one taken, else None."""
-        offset = self.committable()
-        if offset is None or offset == self._taken:
-            return None
-        self._taken = offset
-        return offset

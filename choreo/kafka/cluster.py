@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection
 from confluent_kafka import TopicPartition as Place
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
@@ -30,6 +30,7 @@ _ASK_S = 10.0
 _LOOK_S = 1.0
 _DYNAMIC_TOPIC_CONFIG = 1
 _LEADER_MOVES = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.FENCED_LEADER_EPOCH)
+_NO_TOPIC_IDS = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION)
 _LEADER_MOVES_S = 0.1
 _HOPELESS = frozenset({"_ALL_BROKERS_DOWN", "_AUTHENTICATION", "_SSL", "SASL_AUTHENTICATION_FAILED"})
 
@@ -94,6 +95,23 @@ class KafkaCluster:
                 e.name: e.value for e in entries.values() if e.source == _DYNAMIC_TOPIC_CONFIG and e.value is not None
             }
         return configs
+
+    def topic_ids(self, topics: Sequence[str]) -> Mapping[str, bytes]:
+        found: dict[str, bytes] = {}
+        if not topics:
+            return found
+        for topic, future in self._client.describe_topics(TopicCollection(list(topics)), request_timeout=_ASK_S).items():
+            try:
+                topic_id = future.result(timeout=_ASK_S + 5).topic_id
+            except KafkaException as error:
+                if error.args[0].code() in _NO_TOPIC_IDS:
+                    continue
+                raise self._problem(error, f"topic {topic}") from error
+            halves = (topic_id.get_most_significant_bits(), topic_id.get_least_significant_bits())
+            raw = b"".join((half & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "big") for half in halves)
+            if any(raw):
+                found[topic] = raw
+        return found
 
     def create(self, topics: Sequence[TopicInfo]) -> None:
         new = [NewTopic(t.name, t.partitions, t.replication, config=dict(t.config)) for t in topics]

@@ -1,8 +1,6 @@
 """A member of a consumer group on real Kafka: the `Consumer` port over confluent_kafka.
 
-Every call is made by one thread (TRAPS 5). Offsets are stored, then committed: that way librdkafka checks ownership and
-never goes back (TRAPS 2). One asynchronous commit is under way at most; a synchronous one only while partitions are
-taken away (TRAPS 12).
+Every call is made by one thread (TRAPS 5). How offsets are committed: commits.py beside this page.
 
 What raises inside a rebalance callback ends the client: librdkafka has assigned without us by then, and what `consume` had
 taken is gone with it. Nothing of that was handed over, so a new client reads it again from the committed offsets.
@@ -11,7 +9,6 @@ taken is gone with it. Nothing of that was handed over, so a new client reads it
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,19 +18,16 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as Place
 
-from choreo import failpoint
 from choreo.broker import REBALANCE_FAILED, CommitResult, Edge, Rebalanced, Start
 from choreo.errors import BrokerError
 from choreo.kafka.cluster import first_and_end
+from choreo.kafka.commits import OffsetCommits
 from choreo.kafka.errors import broker_error
 from choreo.kafka.records import record_of
-from choreo.record import Batch, Record, TopicPartition
+from choreo.record import Batch, Committed, Record, TopicPartition
 
 _LOOKUP_S = 10.0
 _LOOKUP_TRIES = 3
-_NOTHING_STORED = KafkaError._NO_OFFSET
-_AGAIN_FIRST_S = 0.1
-_AGAIN_MOST_S = 10.0
 # Told by librdkafka while it mends the connection itself; shown, not raised.
 _PASSING = frozenset({"_TRANSPORT", "_RESOLVE", "_TIMED_OUT", "_MAX_POLL_EXCEEDED"})
 
@@ -43,21 +37,16 @@ class KafkaConsumer:
 
     def __init__(self, properties: Mapping[str, Any], logger: logging.Logger) -> None:
         self._errors: deque[KafkaError | BrokerError] = deque()
-        self._results: list[CommitResult] = []
         self._assigned: set[TopicPartition] = set()
-        self._wanted: dict[TopicPartition, int] = {}
-        self._under_way: dict[TopicPartition, int] = {}
-        """What the commit under way is about; without what was taken away meanwhile."""
         self._moved: set[TopicPartition] = set()
         """What went through a callback since the last record was taken."""
         self._paused_early: set[TopicPartition] = set()
-        self._committing = False
-        self._refusals = 0
-        self._commit_after_s = 0.0
         self._closed = False
         self._listener: Rebalanced | None = None
         self._group = str(properties["group.id"])
-        self._client = Consumer({**properties, "error_cb": self._errors.append, "on_commit": self._committed}, logger=logger)
+        self._commits = OffsetCommits(self._group)
+        self._client = Consumer({**properties, "error_cb": self._errors.append, "on_commit": self._commits.answered}, logger=logger)
+        self._commits.client = self._client
 
     # ---- the group ----------------------------------------------------------------------------------------------
 
@@ -76,7 +65,7 @@ class KafkaConsumer:
     def _assign(self, client: Consumer, places: list[Place]) -> None:
         assert self._listener is not None
         committed = {
-            TopicPartition(place.topic, place.partition): place.offset if place.offset >= 0 else None
+            TopicPartition(place.topic, place.partition): Committed(place.offset, place.metadata or "") if place.offset >= 0 else None
             for place in self._look_up(client.committed, places, "committed offsets")
         }
         self._paused_early = set()
@@ -89,6 +78,8 @@ class KafkaConsumer:
         client.incremental_assign(wanted)
         # A pause survives revoke and re-assign on the same client (TRAPS 10); one asked for by `assigned` counts.
         client.resume(wanted)
+        # Where it begins elsewhere than at its committed offset, that may be before it.
+        self._commits.begin({p: found.offset for p, found in committed.items() if found is not None and starts.get(p) == found.offset})
         self._assigned.update(starts)
         self.pause([partition for partition in starts if partition in self._paused_early])
 
@@ -108,7 +99,7 @@ class KafkaConsumer:
         self._moved.update(partitions)
         with self._ends_the_client():
             offsets = self._listener.revoked(partitions)
-            self._commit_now({p: o for p, o in offsets.items() if p in self._assigned})
+            self._commits.commit_now({p: o for p, o in offsets.items() if p in self._assigned})
             self._drop(partitions)
             client.incremental_unassign(places)
 
@@ -138,9 +129,7 @@ class KafkaConsumer:
 
     def _drop(self, partitions: Sequence[TopicPartition]) -> None:
         self._assigned.difference_update(partitions)
-        for partition in partitions:
-            self._wanted.pop(partition, None)
-            self._under_way.pop(partition, None)
+        self._commits.drop(partitions)
 
     def _look_up(self, ask: Any, places: list[Place], what: str) -> list[Place]:
         for attempt in range(1, _LOOKUP_TRIES + 1):
@@ -164,8 +153,7 @@ class KafkaConsumer:
             self._raise_serious()
         with self._ends_the_client():
             messages = self._take(max_records, timeout_s)
-        if self._wanted and not self._committing and time.monotonic() >= self._commit_after_s:
-            self._commit_soon()
+        self._commits.go_on()
         return self._batches(messages) if messages else []
 
     def _take(self, max_records: int, timeout_s: float) -> list[Message]:
@@ -219,71 +207,11 @@ class KafkaConsumer:
         self._paused_early.difference_update(partitions)
         self._client.resume([Place(*p) for p in partitions if p in self._assigned])
 
-    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        self._wanted.update((p, o) for p, o in offsets.items() if p in self._assigned)
-        if not self._committing and time.monotonic() >= self._commit_after_s:
-            self._commit_soon()
-
-    def _commit_soon(self) -> None:
-        wanted, self._wanted = self._wanted, {}
-        stored = self._under_way = self._store(wanted)
-        if failpoint.ACTIVE:
-            failpoint.hit("after_store_offsets")
-        if not stored:
-            return
-        try:
-            self._client.commit(asynchronous=True)
-            self._committing = True
-        except KafkaException as error:
-            self._refused(broker_error(error, f"group {self._group}: commit"))
-
-    def _refused(self, problem: BrokerError) -> None:
-        """librdkafka keeps what was stored; asking once more commits it. After a while: whatever it is won't pass at once."""
-        self._results.append(CommitResult(self._under_way, problem))
-        for partition, offset in self._under_way.items():
-            self._wanted.setdefault(partition, offset)
-        self._under_way = {}
-        self._commit_after_s = time.monotonic() + min(_AGAIN_MOST_S, _AGAIN_FIRST_S * 2**self._refusals)
-        self._refusals = min(self._refusals + 1, 10)
-
-    def _commit_now(self, offsets: Mapping[TopicPartition, int]) -> None:
-        stored = self._store(offsets)
-        try:
-            self._client.commit(asynchronous=False)
-        except KafkaException as error:
-            if error.args[0].code() != _NOTHING_STORED:
-                self._results.append(CommitResult(stored, broker_error(error, f"group {self._group}: commit")))
-            return
-        self._results.append(CommitResult(stored, None))
-
-    def _store(self, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
-        stored: dict[TopicPartition, int] = {}
-        for partition, offset in offsets.items():
-            try:
-                self._client.store_offsets(offsets=[Place(partition.topic, partition.partition, offset)])
-                stored[partition] = offset
-            except KafkaException as error:
-                self._results.append(CommitResult({partition: offset}, broker_error(error, f"{partition}: storing offset {offset}")))
-        return stored
-
-    def _committed(self, error: KafkaError | None, places: list[Place]) -> None:
-        self._committing = False
-        if failpoint.ACTIVE:
-            failpoint.hit("after_commit")
-        if error is not None and error.code() == _NOTHING_STORED:
-            # A revoke's own commit was quicker.
-            self._results.append(CommitResult(self._under_way, None))
-            return
-        problem = error or next((p.error for p in places if p.error is not None), None)
-        if problem is None:
-            self._refusals = 0
-            self._results.append(CommitResult({TopicPartition(p.topic, p.partition): p.offset for p in places if p.offset >= 0}, None))
-        else:
-            self._refused(broker_error(problem, f"group {self._group}: commit"))
+    def commit(self, offsets: Mapping[TopicPartition, Committed]) -> None:
+        self._commits.commit({p: c for p, c in offsets.items() if p in self._assigned})
 
     def commit_results(self) -> list[CommitResult]:
-        results, self._results = self._results, []
-        return results
+        return self._commits.take_results()
 
     def close(self) -> None:
         if self._closed:

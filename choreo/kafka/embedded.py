@@ -161,6 +161,9 @@ class EmbeddedCluster:
             retriable=False,
         )
 
+    def topic_ids(self, topics: Sequence[str]) -> Mapping[str, bytes]:
+        return {}  # librdkafka's cluster has none, and forgets on exit anyway
+
     def brokers(self) -> int:
         return 1
 

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from choreo.core.engine import Delivery
+from choreo.core.partition import Delivery
 from choreo.errors import StoreError
 from choreo.letter import payload_digest
 from choreo.store import Claim, Store

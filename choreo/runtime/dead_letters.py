@@ -18,9 +18,9 @@ from pathlib import PurePath
 
 from choreo import failpoint
 from choreo.broker import Report
-from choreo.core.engine import GONE, Delivery, Partition
-from choreo.errors import BrokerError, DecodeError, told
-from choreo.letter import Death, LetterState, Place, dead_letter, dlq_topic, letter_state, letters_topic, state_record
+from choreo.core.partition import GONE, Delivery, Partition
+from choreo.errors import BrokerError, CrashLoopError, DecodeError, told
+from choreo.letter import Death, Kind, LetterState, Place, dead_letter, dlq_topic, letter_state, letters_topic, state_record
 from choreo.runtime.sends import Sends
 
 _log = logging.getLogger("choreo.letters")
@@ -98,8 +98,9 @@ class DeadLetters:
 
     def _death(self, delivery: Delivery, error: Exception, first_failed_at: datetime) -> Death:
         undecodable = isinstance(error, DecodeError)
+        kind: Kind = "crash-loop" if isinstance(error, CrashLoopError) else "undecodable" if undecodable else "failed"
         return Death(
-            kind="undecodable" if undecodable else "failed",
+            kind=kind,
             handler=delivery.route.name,
             group=self._service,
             event_id=delivery.wire.event_id,

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from choreo import failpoint
-from choreo.core.engine import Delivery
+from choreo.core.partition import Delivery
 from choreo.errors import DecodeError, HandlerTimeoutError, PermanentError, TransientError, told
 from choreo.handler import Context, Failure, HandlerSpec
 from choreo.record import Outgoing

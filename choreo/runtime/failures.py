@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from choreo import failpoint
-from choreo.core.engine import GONE, Delivery
+from choreo.core.partition import GONE, Delivery
 from choreo.core.retry import GiveUp, RetryAfter
-from choreo.errors import BrokerError, DecodeError, PermanentError, StoreError, TransientError, told
+from choreo.errors import BrokerError, CrashLoopError, DecodeError, PermanentError, StoreError, TransientError, told
 from choreo.handler import Failure
 from choreo.letter import LetterState
 from choreo.runtime.dead_letters import describe, error_type, event_type_of
@@ -71,6 +71,15 @@ class Failures:
                     slot.task.add_done_callback(lambda _: self.recoveries.discard(slot))
                 else:
                     self._die(delivery, error, first)
+
+    def crash_looped(self, delivery: Delivery) -> None:
+        """It has ended the process each time it was begun. No `recover`: that might do the same."""
+        self._worker.counters.crash_loops += 1
+        error = CrashLoopError(
+            f"the process ended {delivery.route.retry.max_attempts} times while {delivery.route.name} handled it and nothing else ran; "
+            "mend the handler (or the library that it calls into), then replay"
+        )
+        self._die(delivery, error, datetime.now(UTC))
 
     async def _recover(self, slot: Slot, delivery: Delivery, error: Exception, first: datetime, permanent: bool) -> None:
         failure = Failure(error_type(error), told(error), delivery.attempts, permanent, first, datetime.now(UTC))

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
-from choreo.broker import Broker, LogReader
+from choreo.broker import Broker, Cluster, LogReader
 from choreo.errors import BrokerError, ConfigurationError, DecodeError
 from choreo.letter import UNREADABLE, LetterState, Owner, letters_topic, owner_record, read_state, source_of
 from choreo.record import Record, TopicPartition
@@ -31,6 +31,7 @@ class History:
         self._letters = names(letters_topic(service))
         self._sends = sends
         self._aside = aside
+        self._cluster: Cluster | None = None
         self.state_partitions = 0
         """Of ``<service>.letters``."""
         self.open_letters = 0
@@ -73,6 +74,20 @@ class History:
     async def ends(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """One past the last offset of each."""
         return {partition: end for partition, (_, end) in (await self.logs(partitions)).items()}
+
+    async def topic_ids(self, topics: Collection[str]) -> Mapping[str, bytes]:
+        """What tells each from a topic made before or after it under its name; those that have no id are left out."""
+
+        def look() -> Mapping[str, bytes]:
+            cluster = self._cluster = self._cluster or self._broker.cluster()
+            return cluster.topic_ids(sorted(topics))
+
+        found: Mapping[str, bytes] = await self._aside(look) if topics else {}
+        return found
+
+    def close(self) -> None:
+        if self._cluster is not None:
+            self._cluster.close()
 
     def unmarked(self, partitions: Iterable[TopicPartition]) -> list[TopicPartition]:
         """Those that no mark names, and none that is under way."""

@@ -19,15 +19,19 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from choreo import failpoint
 from choreo.broker import REBALANCE_FAILED, CommitResult, Consumer, Start
 from choreo.errors import BrokerError
-from choreo.record import Batch, TopicPartition
+from choreo.record import Batch, Committed, TopicPartition
 
 _log = logging.getLogger("choreo.intake")
 _R = TypeVar("_R")
 
 BATCH = 500
 POLL_S = 0.05
+URGENT_POLL_S = 0.002
+"""While somebody waits for a commit's acknowledgement: it is heard of between two polls."""
 AHEAD = 2_000
 """Records handed over and not yet accepted, above which this thread waits."""
+URGENT_AHEAD = 4 * AHEAD
+"""The same while somebody waits for a commit's acknowledgement, without which there may never be room."""
 STALLED_S = 1.0
 """A loop that accepts nothing for so long doesn't stop the polling: everything is paused and rebalances are served."""
 STUCK_S = 10.0
@@ -47,15 +51,15 @@ class _Resume(NamedTuple):
 
 
 class _Commit(NamedTuple):
-    offsets: Mapping[TopicPartition, int]
+    offsets: Mapping[TopicPartition, Committed]
 
 
 class Member(Protocol):
     """The event loop's side. Coroutines run on the loop while this thread waits for them."""
 
-    async def assigned(self, committed: Mapping[TopicPartition, int | None]) -> Mapping[TopicPartition, Start]: ...
+    async def assigned(self, committed: Mapping[TopicPartition, Committed | None]) -> Mapping[TopicPartition, Start]: ...
 
-    async def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]: ...
+    async def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Committed]: ...
 
     async def lost(self, partitions: Sequence[TopicPartition]) -> None: ...
 
@@ -83,6 +87,11 @@ class Intake:
         self._accepted = 0
         self._room = threading.Event()
         self._stop = threading.Event()
+        self.urgent = False
+        """Kept by the loop: it waits for the acknowledgement of a commit. Set here with the first batch of a partition, for then it
+        will; its order would come while this thread waits for records."""
+        self._silent: set[TopicPartition] = set()
+        """What gave no batch yet."""
         self._mine: set[TopicPartition] = set()
         self._paused: set[TopicPartition] = set()
         self._held: set[TopicPartition] = set()
@@ -102,6 +111,11 @@ class Intake:
     def started(self) -> bool:
         return self._thread.ident is not None
 
+    @property
+    def ahead(self) -> int:
+        """Records handed over and not accepted."""
+        return self._handed - self._accepted
+
     def accept(self, records: int) -> None:
         """So many records have left the inbox for good."""
         self._accepted += records
@@ -113,7 +127,7 @@ class Intake:
     def resume(self, partition: TopicPartition) -> None:
         self._orders.append(_Resume(partition))
 
-    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+    def commit(self, offsets: Mapping[TopicPartition, Committed]) -> None:
         self._orders.append(_Commit(offsets))
 
     def stop(self) -> None:
@@ -183,7 +197,7 @@ class Intake:
     def _turn(self, consumer: Consumer) -> None:
         self._hold_all(consumer, not self._wait_for_room(consumer))
         self.polled_at = time.monotonic()
-        batches = consumer.poll(BATCH, POLL_S)
+        batches = consumer.poll(BATCH, URGENT_POLL_S if self.urgent else POLL_S)
         if batches:
             if failpoint.ACTIVE:
                 failpoint.hit("after_poll")
@@ -206,7 +220,7 @@ class Intake:
             self._room.clear()
             while self._orders:
                 self._carry_out(consumer, self._orders.popleft())
-            if self._handed - self._accepted < AHEAD or self._stop.is_set():
+            if self.ahead < (URGENT_AHEAD if self.urgent else AHEAD) or self._stop.is_set():
                 return True
             left = until - time.monotonic()
             if left <= 0:
@@ -215,6 +229,9 @@ class Intake:
 
     def _hand_over(self, batches: list[Batch]) -> None:
         self._handed += sum(len(batch.records) for batch in batches)
+        if self._silent and not self._silent.isdisjoint(batch.partition for batch in batches):
+            self._silent.difference_update(batch.partition for batch in batches)
+            self.urgent = True
         self.inbox.extend(batches)
         if not self._told:
             self._told = True
@@ -243,18 +260,19 @@ class Intake:
 
     # ---- the group's decisions, told from within poll and close ---------------------------------------------------
 
-    def assigned(self, committed: Mapping[TopicPartition, int | None]) -> Mapping[TopicPartition, Start]:
+    def assigned(self, committed: Mapping[TopicPartition, Committed | None]) -> Mapping[TopicPartition, Start]:
         starts = self._ask(lambda: self._member.assigned(committed))
         self._mine.update(starts)
         self._was_assigned = True
+        self._silent.update(starts)
         self._held.difference_update(starts)  # a partition comes unpaused
         return starts
 
-    def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+    def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Committed]:
         self._mine.difference_update(partitions)
         self._held.difference_update(partitions)
 
-        async def revoked() -> Mapping[TopicPartition, int]:
+        async def revoked() -> Mapping[TopicPartition, Committed]:
             offsets = await self._member.revoked(partitions)
             self._forget(partitions)
             return offsets

@@ -13,11 +13,12 @@ from datetime import datetime
 from math import inf
 from typing import TYPE_CHECKING
 
-from choreo.broker import CommitResult, Edge, Start
-from choreo.core.engine import GONE, Partition
+from choreo.broker import METADATA_TOO_LARGE, CommitResult, Edge, Start
+from choreo.core.offset_map import NO_TOPIC_ID, Ignored, OffsetMap, read_map
+from choreo.core.partition import GONE, Partition
 from choreo.core.start import OffsetsLost, decide_start
 from choreo.errors import BrokerError
-from choreo.record import TopicPartition
+from choreo.record import Committed, TopicPartition
 
 if TYPE_CHECKING:
     from choreo.runtime.worker import Worker
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("choreo.worker")
 
 MARK_S = 2.0
+TOPIC_IDS_EVERY_S = 60.0
+"""A topic that is deleted and made again has other events at the same offsets: after so long it is noticed (B17)."""
 
 
 class Membership:
@@ -52,31 +55,123 @@ class Membership:
     def committed(self, results: Sequence[CommitResult]) -> None:
         for result in results:
             self._counters.commits += 1
+            self._worker.commits.ended(result)
             if result.error is None:
                 self._worker.trouble = None
                 self._mark(result.offsets)
                 continue
             self._counters.commit_errors += 1
+            if result.error.code == METADATA_TOO_LARGE:
+                continue
             level = logging.WARNING if result.error.retriable else logging.ERROR
             _log.log(level, "%s; the events may come again, none is lost", result.error)
 
     # ---- coming -----------------------------------------------------------------------------------------------------
 
-    async def assigned(self, committed: Mapping[TopicPartition, int | None]) -> Mapping[TopicPartition, Start]:
+    async def assigned(self, committed: Mapping[TopicPartition, Committed | None]) -> Mapping[TopicPartition, Start]:
         self._counters.rebalances += 1
-        starts: dict[TopicPartition, Start] = {p: offset for p, offset in committed.items() if offset is not None}
+        starts: dict[TopicPartition, Start] = {p: found.offset for p, found in committed.items() if found is not None}
+        topic_ids = await self._worker.history.topic_ids({p.topic for p in committed})
+        maps = self._maps({p: found for p, found in committed.items() if found is not None}, topic_ids, starts)
+        await self._drop_what_the_logs_have_lost(maps)
         if self._plan.accept_lost_offsets:
             starts.update(await self._out_of_their_logs(starts))
-        fresh = [p for p, offset in committed.items() if offset is None]
-        self._mark(starts)
+        fresh = [p for p, found in committed.items() if found is None]
+        self._mark(p for p, start in starts.items() if start is not Edge.BEGINNING)
         if fresh:
             starts.update(await self._first_starts(fresh))
-        partitions = [self._engine.assign(partition) for partition in starts]
+        partitions = [
+            self._engine.assign(
+                partition,
+                start=start if isinstance(start, int) else None,
+                topic_id=topic_ids.get(partition.topic, NO_TOPIC_ID),
+                restored=maps.get(partition) if isinstance(start, int) else None,
+            )
+            for partition, start in starts.items()
+        ]
+        self._tell_suspects()
         if self._worker.stop_by < inf:
             self._engine.stop(starts)  # a stop begins nothing new, also when the group doesn't know of it yet
         _log.info("assigned %s", ", ".join(map(str, sorted(starts))))
         self._worker.replays.assigned(partitions)
         return starts
+
+    def _maps(
+        self, committed: Mapping[TopicPartition, Committed], topic_ids: Mapping[str, bytes], starts: dict[TopicPartition, Start]
+    ) -> dict[TopicPartition, OffsetMap]:
+        """What earlier runs left beside the committed offsets. `starts` is corrected where the offset itself is another topic's."""
+        maps: dict[TopicPartition, OffsetMap] = {}
+        ignored: dict[str, list[str]] = {}
+        for partition, place in committed.items():
+            found = read_map(place.metadata, topic_id=topic_ids.get(partition.topic, NO_TOPIC_ID), offset=place.offset)
+            if isinstance(found, OffsetMap):
+                maps[partition] = found
+            elif isinstance(found, Ignored):
+                self._counters.maps_ignored += 1
+                ignored.setdefault(found.why, []).append(f"{partition}@{place.offset}")
+                if found.other_topic:
+                    self._refuse_offset_of_another_topic(partition, place.offset)
+                    starts[partition] = Edge.BEGINNING
+        for why, places in ignored.items():
+            _log.warning(
+                "%s: what stands beside the committed offset is ignored: %s; what was finished above it runs again", ", ".join(places), why
+            )
+        return maps
+
+    async def _drop_what_the_logs_have_lost(self, maps: dict[TopicPartition, OffsetMap]) -> None:
+        """A leader that was not in sync may have cut the log: what is written at those offsets now are other events."""
+        ends = await self._worker.history.ends([p for p, found in maps.items() if (found.reach or 0) > found.offset])
+        for partition, end in ends.items():
+            if (maps[partition].reach or 0) > end:
+                self._counters.maps_ignored += 1
+                _log.error(
+                    "%s: the log ends at %d, and events up to %d were received: a broker lost them (unclean leader election?); what stands"
+                    " beside the committed offset is ignored",
+                    partition,
+                    end,
+                    maps[partition].reach,
+                )
+                del maps[partition]
+
+    def _refuse_offset_of_another_topic(self, partition: TopicPartition, offset: int) -> None:
+        what = f"{partition}: group {self._plan.group} committed offset {offset} of a topic of this name that was deleted; this is another"
+        if not self._plan.accept_lost_offsets:
+            raise BrokerError(f"{what}; to begin with what it holds: --accept-lost-offsets", code="LOST_OFFSETS", retriable=False)
+        _log.error("%s: going on with what is there", what)
+
+    def _tell_suspects(self) -> None:
+        if self._engine.suspects:
+            _log.warning(
+                "the process that had %s ended %d times in a row without getting further: up to where it got, one event runs at a time; one"
+                " that ends the process each time is dead-lettered",
+                ", ".join(sorted(str(state.id) for state in self._engine.suspects)),
+                max(state.guard.unclean for state in self._engine.suspects) - 1,
+            )
+
+    async def watch_topics(self) -> None:
+        """Looks now and then whether each topic is still the one whose offsets we know."""
+        while True:
+            await asyncio.sleep(TOPIC_IDS_EVERY_S)
+            try:
+                topic_ids = await self._worker.history.topic_ids({p.topic for p in self._engine.partitions})
+            except BrokerError as error:
+                self.troubled(error)
+                continue
+            for state in list(self._engine.partitions.values()):
+                known = topic_ids.get(state.id.topic)
+                if known is not None and state.topic_id not in (known, NO_TOPIC_ID):
+                    self._stop_recreated(state)
+
+    def _stop_recreated(self, state: Partition) -> None:
+        _log.error(
+            "%s: the topic was deleted and made again under its name: offsets mean other events now; nothing of it is handled or"
+            " committed any more. Restart with --accept-lost-offsets to begin with what it holds",
+            state.id,
+        )
+        self._counters.broker_errors += 1
+        self._worker.intake.pause(state.id)
+        self._forget([state.id], self._engine.stop([state.id]))
+        self._worker.cut_short([state])
 
     async def _out_of_their_logs(self, committed: Mapping[TopicPartition, Start]) -> dict[TopicPartition, Start]:
         """Where to begin a partition whose committed offset its log doesn't have (retention took it, or the topic was made anew):
@@ -84,7 +179,7 @@ class Membership:
         found: dict[TopicPartition, Start] = {}
         for partition, (first, end) in (await self._worker.history.logs(list(committed))).items():
             offset = committed[partition]
-            if isinstance(offset, int) and not first <= offset <= end:
+            if isinstance(offset, int) and not first <= offset <= end:  # else it is said already
                 found[partition] = Edge.BEGINNING
                 _log.error("%s: committed is %d, the log has %d to %d: going on with what is there", partition, offset, first, end)
         return found
@@ -106,7 +201,7 @@ class Membership:
         starts.update(ends)
         if ends:
             # "latest" is now, not at the next crash: pin it before anything is read.
-            self._worker.intake.commit(ends)
+            self._worker.intake.commit({p: Committed(end) for p, end in ends.items()})
         return starts
 
     def _by_policy(self, partition: TopicPartition) -> Start:
@@ -135,24 +230,30 @@ class Membership:
 
     # ---- going ------------------------------------------------------------------------------------------------------
 
-    async def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+    async def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Committed]:
         self._counters.rebalances += 1
         stopped = self._engine.stop(partitions)
+        self._worker.commits.give_up(stopped)
         self._worker.feeding.forget(partitions)
         await self.drain(stopped, min(asyncio.get_running_loop().time() + self._plan.revoke_s, self._worker.stop_by))
-        offsets = self._engine.forget(stopped)
+        commits = self._engine.forget(stopped)
         self._worker.replays.forget(stopped)
         _log.info("revoked %s", ", ".join(map(str, sorted(partitions))))
-        return offsets if self._worker.may_commit else {}
+        return commits if self._worker.may_commit else {}
 
     async def lost(self, partitions: Sequence[TopicPartition]) -> None:
         self._counters.rebalances += 1
         stopped = self._engine.stop(partitions)
+        self._forget(partitions, stopped)
+        self._worker.cut_short(stopped)
+        _log.warning("lost %s: another member has them; what ran here may run there again", ", ".join(map(str, sorted(partitions))))
+
+    def _forget(self, partitions: Sequence[TopicPartition], stopped: Sequence[Partition]) -> None:
+        """Without a commit."""
+        self._worker.commits.give_up(stopped)
         self._worker.feeding.forget(partitions)
         self._engine.forget(stopped)
         self._worker.replays.forget(stopped)
-        self._worker.cut_short(stopped)
-        _log.warning("lost %s: another member has them; what ran here may run there again", ", ".join(map(str, sorted(partitions))))
 
     async def drain(self, partitions: Sequence[Partition], deadline: float) -> bool:
         """Waits until all that may still run has settled, and what was replayed is answered; cuts short what has not settled at

@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from choreo.core.engine import Delivery
+from choreo.core.partition import Delivery
 from choreo.errors import DecodeError
 from choreo.runtime.claims import Claims
 from choreo.runtime.delivery import WAITING, Duplicate, Failed, Outcome
@@ -49,6 +49,19 @@ class OnThreads:
             self._feeding = False
 
     def _hand_over(self, delivery: Delivery) -> None:
+        if delivery.alone:
+            self._on_threads += 1
+            self._worker.run_beside(self._hand_over_alone(delivery))
+        else:
+            self._hand_over_now(delivery)
+
+    async def _hand_over_alone(self, delivery: Delivery) -> None:
+        may_begin = await self._worker.may_begin_alone(delivery)
+        self._on_threads -= 1
+        if may_begin:
+            self._hand_over_now(delivery)
+
+    def _hand_over_now(self, delivery: Delivery) -> None:
         if type(delivery.event) is DecodeError:
             self._worker.conclude(delivery, Failed(delivery.event))
             return

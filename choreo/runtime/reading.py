@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from choreo.codec import Codec
-from choreo.core.engine import Delivery, Partition, Route
+from choreo.core.partition import Delivery, Partition, Route
 from choreo.core.retry import RetryPolicy
 from choreo.envelope import CONTENT_TYPE, EVENT_HEADERS, VERSION, Envelope, Wire, read_wire
 from choreo.errors import DecodeError

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from choreo.broker import Broker, LogReader
-from choreo.core.engine import LIVE, Partition
+from choreo.core.partition import LIVE, Partition
 from choreo.errors import BrokerError, DecodeError
 from choreo.letter import LetterState, Place, Request, Result, read_replay, source_of, state_partition
 from choreo.record import Record, TopicPartition

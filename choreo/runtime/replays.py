@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from choreo import failpoint
-from choreo.core.engine import LIVE, Delivery, Partition
+from choreo.core.partition import LIVE, Delivery, Partition
 from choreo.errors import BrokerError, DecodeError
 from choreo.handler import Replay
 from choreo.letter import (

@@ -16,7 +16,7 @@ from contextvars import Context
 from queue import SimpleQueue
 from typing import TypeVar
 
-from choreo.core.engine import Delivery
+from choreo.core.partition import Delivery
 from choreo.runtime.delivery import Outcome, Wiring, deliver_on_thread
 
 _R = TypeVar("_R")

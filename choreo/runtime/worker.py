@@ -19,7 +19,8 @@ from typing import Any, Literal
 from choreo import failpoint
 from choreo.broker import Broker
 from choreo.codec import Codec
-from choreo.core.engine import Delivery, Engine, Partition, Route
+from choreo.core.engine import Engine
+from choreo.core.partition import Delivery, Partition, Route
 from choreo.errors import (
     BrokerError,
     ConfigurationError,
@@ -31,6 +32,7 @@ from choreo.errors import (
 from choreo.handler import HandlerSpec
 from choreo.letter import LetterState
 from choreo.runtime.claims import Claims
+from choreo.runtime.commits import Commits
 from choreo.runtime.dead_letters import DeadLetters
 from choreo.runtime.delivery import (
     DONE,
@@ -63,7 +65,6 @@ _log = logging.getLogger("choreo.worker")
 
 TURNS_BEFORE_YIELD = 64
 TICK_S = 0.02
-COMMIT_EVERY_S = 0.2
 READERS = 4
 """Threads that read what choreo itself has written, at once."""
 CANCEL_S = 1.0
@@ -124,13 +125,15 @@ class Worker:
         self.failures = Failures(self, Asides(plan.threads).run)
         self.on_threads = OnThreads(self, self._claims)
         self.intake = Intake(lambda: broker.consumer(plan.group), self.reader.topics, self.membership)
-        self.feeding = Feeding(self.engine, self.reader, self._claims, self.intake, self.counters, received=self.received)
+        self.commits = Commits(self)
+        self.feeding = Feeding(
+            self.engine, self.reader, self._claims, self.intake, self.counters, received=self.received, ask=self.commits.ask
+        )
         self._slots = [Slot() for _ in range(plan.concurrency)]
         self._idle: list[asyncio.Future[None]] = []
         self._kicked = False
         self._yielding = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._committed_at = 0.0
         self.changed = asyncio.Event()
         self._drains = 0
         self.ending = False
@@ -153,6 +156,7 @@ class Worker:
             slot.task = self.spawn(self.turn(slot))
         self.run_beside(self.feeding.run())
         self.run_beside(self._tick())
+        self.run_beside(self.membership.watch_topics())
         self.replays.start()
         self.intake.start()
 
@@ -203,6 +207,7 @@ class Worker:
         self.on_threads.close()
         await self.sends.drain(max(0.5, min(5.0, deadline - self._loop.time())))
         self.sends.close(0.5)
+        self.history.close()
         if self._claims is not None:
             await self._claims.close()
         return clean
@@ -234,6 +239,8 @@ class Worker:
             if self.engine.ready and not self._kicked:
                 self._kicked = True
                 self._loop.call_soon(self._kick)
+            if delivery.alone and not await self.may_begin_alone(delivery):
+                continue
             slot.delivery, slot.since_s = delivery, self._loop.time()
             outcome: Outcome | None
             try:
@@ -256,6 +263,16 @@ class Worker:
                 self._yielding += 1
                 await asyncio.sleep(0)
                 self._yielding -= 1
+
+    async def may_begin_alone(self, delivery: Delivery) -> bool:
+        """Whether a suspect may begin: not when it has ended the process too often, and not before Kafka knows that it begins."""
+        if self.engine.is_crash_loop(delivery):
+            self.failures.crash_looped(delivery)
+        elif await self.commits.recorded(delivery.partition):
+            return True
+        else:
+            self.release(delivery)
+        return False
 
     def conclude(self, delivery: Delivery, outcome: Outcome) -> None:
         """Acts on what became of an attempt: emits, claims, settles, retries, or writes a letter."""
@@ -426,10 +443,7 @@ class Worker:
             self._cancel_late(now_s)
             self.on_threads.tell_stuck()
             self.feeding.pause_slow()
-            if now_s - self._committed_at >= COMMIT_EVERY_S:
-                self._committed_at = now_s
-                self._commit()
-                self.sends.hear()
+            self.commits.tick(now_s)
             if self._claims is not None:
                 self._claims.beat()
                 if self._claims.broken is not None:
@@ -453,13 +467,6 @@ class Worker:
                     )
                 slot.cut, slot.since_s = "timeout", now_s
                 slot.task.cancel()
-
-    def _commit(self) -> None:
-        if not self.may_commit:
-            return
-        offsets = self.engine.commits()
-        if offsets:
-            self.intake.commit(offsets)
 
 
 def _route(spec: HandlerSpec) -> Route:

@@ -32,6 +32,10 @@ class Counters:
     commits: int = 0
     commit_errors: int = 0
     rebalances: int = 0
+    restored: int = 0
+    maps_ignored: int = 0
+    maps_left_out: int = 0
+    crash_loops: int = 0
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)

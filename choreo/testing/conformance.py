@@ -34,7 +34,7 @@ from typing import ClassVar, TypeAlias
 
 import pytest
 
-from choreo.broker import REBALANCE_FAILED, Broker, Edge, Report, Start, TopicInfo
+from choreo.broker import METADATA_TOO_LARGE, REBALANCE_FAILED, Broker, Edge, Report, Start, TopicInfo
 from choreo.errors import BrokerError, StoreError
 from choreo.record import Headers, Outgoing, Record, TopicPartition
 from choreo.store import Claim, Store
@@ -267,12 +267,52 @@ class BrokerConformance:
         self.wait(lambda: len(first.records) == 12, first)
 
         first.commit({TopicPartition(name, 0): 5}, self.deadline_s)
-        first.consumer.commit({TopicPartition(name, 0): 2})
+        first.begin_commit({TopicPartition(name, 0): 2})
         first.commit({TopicPartition(name, 1): 3}, self.deadline_s)  # one commit is under way at most: the one before it is over
         first.consumer.close()
         second = self.joined(clients, group, name, 2)
 
         assert second.committed == {TopicPartition(name, 0): 5, TopicPartition(name, 1): 3}
+
+    def test_the_text_beside_a_committed_offset_comes_with_it(self, clients: Clients, topic: MakeTopic, group: str) -> None:
+        name = topic(2)
+        clients.send(*numbered(name, 9, partition=0))
+        first = self.joined(clients, group, name, 2)
+
+        first.commit({TopicPartition(name, 0): 4}, self.deadline_s, text="a text: é")
+        first.consumer.close()
+        second = self.joined(clients, group, name, 2)
+
+        assert second.texts == {TopicPartition(name, 0): "a text: é"}
+
+    def test_the_text_beside_the_same_offset_may_change_and_goes_with_an_offset_without_one(
+        self, clients: Clients, topic: MakeTopic, group: str
+    ) -> None:
+        name = topic(2)
+        clients.send(*numbered(name, 9, partition=0), *numbered(name, 9, partition=1))
+        first = self.joined(clients, group, name, 2)
+
+        for text in ("a", "b"):
+            first.commit({TopicPartition(name, 0): 4, TopicPartition(name, 1): 3}, self.deadline_s, text=text)
+        first.commit({TopicPartition(name, 1): 5}, self.deadline_s)
+        first.consumer.close()
+        second = self.joined(clients, group, name, 2)
+
+        assert second.texts == {TopicPartition(name, 0): "b", TopicPartition(name, 1): ""}
+
+    def test_a_text_that_is_too_long_is_refused_with_its_offset(self, clients: Clients, topic: MakeTopic, group: str) -> None:
+        name = topic(1)
+        partition = TopicPartition(name, 0)
+        clients.send(*numbered(name, 9))
+        first = self.joined(clients, group, name, 1)
+        first.commit({partition: 4}, self.deadline_s, text="a")
+
+        first.begin_commit({partition: 6}, text="x" * 4096)
+        self.wait(lambda: any(result.error is not None for result in first.results), first)
+        (refused,) = [result.error for result in first.results if result.error is not None]
+        first.commit({partition: 7}, self.deadline_s, text="x" * 4095)
+
+        assert refused.code == METADATA_TOO_LARGE
 
     def test_of_commits_in_a_row_the_newest_wins(self, clients: Clients, topic: MakeTopic, group: str) -> None:
         name = topic(1)
@@ -281,7 +321,7 @@ class BrokerConformance:
         self.wait(lambda: len(first.records) == 100, first)
 
         for offset in range(1, 100):
-            first.consumer.commit({TopicPartition(name, 0): offset})
+            first.begin_commit({TopicPartition(name, 0): offset})
         first.commit({TopicPartition(name, 0): 100}, self.deadline_s)
         first.consumer.close()
         second = self.joined(clients, group, name, 1)
@@ -298,7 +338,7 @@ class BrokerConformance:
         self.wait(lambda: len(first.owned) == len(second.owned) == 1, first, second)
         (kept,), (moved,) = first.owned, second.owned
 
-        first.consumer.commit({moved: 5})
+        first.begin_commit({moved: 5})
         first.commit({kept: 6}, self.deadline_s)
         first.consumer.close()
         second.consumer.close()
@@ -737,6 +777,19 @@ class BrokerConformance:
         while (found := cluster.topics()[name].config) != wanted:
             assert time.monotonic() < deadline, f"{name}: {found}"
         cluster.close()
+
+    def test_a_topic_has_an_id_of_its_own(self, broker: Broker, topic: MakeTopic) -> None:
+        one, other = topic(1), topic(2)
+        cluster = broker.cluster()
+        try:
+            found = cluster.topic_ids([one, other, "no-such-topic"])
+            again = cluster.topic_ids([one])
+        finally:
+            cluster.close()
+
+        assert found.keys() == {one, other}
+        assert [len(found[one]), len(found[other]), found[one] == found[other]] == [16, 16, False]
+        assert again == {one: found[one]}
 
     def test_a_cluster_counts_its_brokers(self, broker: Broker) -> None:
         cluster = broker.cluster()

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 
 from choreo.broker import Broker, CommitResult, Consumer, Edge, LogReader, Producer, Report, Start
-from choreo.record import Outgoing, Record, TopicPartition
+from choreo.record import Committed, Outgoing, Record, TopicPartition
 
 DEADLINE_S = 30.0
 STEP_S = 0.05
@@ -52,6 +52,7 @@ class Member:
         self.results: list[CommitResult] = []
         self.owned: set[TopicPartition] = set()
         self.committed: dict[TopicPartition, int | None] = {}
+        self.texts: dict[TopicPartition, str] = {}
         self.journal: list[Noted] = [] if journal is None else journal
         self._start = start
         self._on_assigned = on_assigned
@@ -60,19 +61,20 @@ class Member:
 
     # ---- the listener ---------------------------------------------------------------------------------------------------
 
-    def assigned(self, committed: Mapping[TopicPartition, int | None]) -> Mapping[TopicPartition, Start]:
+    def assigned(self, committed: Mapping[TopicPartition, Committed | None]) -> Mapping[TopicPartition, Start]:
         self.journal += [Noted(self.name, "assigned", partition) for partition in committed]
         self.owned.update(committed)
-        self.committed.update(committed)
+        self.committed.update((p, None if found is None else found.offset) for p, found in committed.items())
+        self.texts.update((p, found.metadata) for p, found in committed.items() if found is not None)
         if self._on_assigned is not None:
             self._on_assigned(self, list(committed))
-        return {partition: self._start if offset is None else offset for partition, offset in committed.items()}
+        return {partition: self._start if found is None else found.offset for partition, found in committed.items()}
 
-    def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+    def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Committed]:
         answer = {} if self._on_revoked is None else self._on_revoked(self, partitions)
         self.journal += [Noted(self.name, "revoked", partition) for partition in partitions]
         self.owned.difference_update(partitions)
-        return answer
+        return {partition: Committed(offset) for partition, offset in answer.items()}
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         self.journal += [Noted(self.name, "lost", partition) for partition in partitions]
@@ -104,13 +106,16 @@ class Member:
 
     def has_committed(self, offsets: Mapping[TopicPartition, int]) -> bool:
         """Whether successful results say so of each of them."""
-        done = {item for result in self.results if result.error is None for item in result.offsets.items()}
+        done = {(p, found.offset) for result in self.results if result.error is None for p, found in result.offsets.items()}
         return done >= set(offsets.items())
 
-    def commit(self, offsets: Mapping[TopicPartition, int], deadline_s: float = DEADLINE_S) -> None:
-        """Commits, and waits until it is done."""
-        self.consumer.commit(offsets)
+    def commit(self, offsets: Mapping[TopicPartition, int], deadline_s: float = DEADLINE_S, *, text: str = "") -> None:
+        """Commits, with `text` beside each offset, and waits until it is done."""
+        self.begin_commit(offsets, text=text)
         wait_until(lambda: self.has_committed(offsets), self, deadline_s=deadline_s)
+
+    def begin_commit(self, offsets: Mapping[TopicPartition, int], *, text: str = "") -> None:
+        self.consumer.commit({partition: Committed(offset, text) for partition, offset in offsets.items()})
 
     def __repr__(self) -> str:
         return (

@@ -12,7 +12,7 @@ from itertools import count
 
 from choreo.broker import TopicInfo
 from choreo.errors import BrokerError
-from choreo.record import Outgoing, Record, TopicPartition
+from choreo.record import Committed, Outgoing, Record, TopicPartition
 from choreo.testing.memory_consumer import MemoryConsumer, MemoryReader
 from choreo.testing.memory_log import TopicLog
 from choreo.testing.memory_producer import MemoryProducer
@@ -74,7 +74,26 @@ class MemoryBroker:
     def committed(self, group: str) -> Mapping[TopicPartition, int]:
         """The offsets a group has committed."""
         with self._state.changed:
-            return dict(self._state.group(group).committed)
+            return {partition: found.offset for partition, found in self._state.group(group).committed.items()}
+
+    def committed_texts(self, group: str) -> Mapping[TopicPartition, str]:
+        """What stands beside them."""
+        with self._state.changed:
+            return {partition: found.metadata for partition, found in self._state.group(group).committed.items()}
+
+    def set_committed(self, group: str, partition: TopicPartition, offset: int, text: str = "") -> None:
+        """As another tool does: the offset may go back, whoever owns the partition."""
+        with self._state.changed:
+            self._state.group(group).committed[partition] = Committed(offset, text)
+
+    def recreate_topic(self, name: str, *records: Outgoing) -> None:
+        """Deletes the topic and makes it again under its name, with these records and another id. Members that have it notice
+        nothing."""
+        with self._state.changed:
+            self._state.topics[name] = TopicLog(self._state.topic(name).info)
+            for number, record in enumerate(records):
+                self._state.append(self._state.log_for(record, number), record)
+            self._state.changed.notify_all()
 
     def consumers(self, group: str) -> list[MemoryConsumer]:
         """The consumers of a group that aren't closed, in the order they were made."""
@@ -128,6 +147,11 @@ class MemoryBroker:
         """Throws a member out of its group, as a session timeout does: others may take its partitions at once; its commits
         are refused; its next poll calls `lost` and joins again."""
         consumer.lose()
+
+    def kill(self, consumer: MemoryConsumer) -> None:
+        """Its process dies, as of kill -9: it commits and gives back nothing any more, and its partitions are anybody's."""
+        with self._state.changed:
+            consumer.die()
 
     def heal(self) -> None:
         """Ends all faults and holds."""
@@ -189,6 +213,10 @@ class MemoryCluster:
             found = self._state.topic(topic)
             info = found.info
             found.info = TopicInfo(info.name, info.partitions, info.replication, {**info.config, **config})
+
+    def topic_ids(self, topics: Sequence[str]) -> Mapping[str, bytes]:
+        with self._state.changed:
+            return {name: self._state.topics[name].topic_id for name in topics if name in self._state.topics}
 
     def brokers(self) -> int:
         return 1

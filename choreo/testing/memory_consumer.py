@@ -8,10 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from choreo.broker import REBALANCE_FAILED, CommitResult, Rebalanced
+from choreo.broker import METADATA_TOO_LARGE, REBALANCE_FAILED, CommitResult, Rebalanced
 from choreo.errors import BrokerError, StateError
-from choreo.record import Batch, Record, TopicPartition
-from choreo.testing.memory_group import Group
+from choreo.record import Batch, Committed, Record, TopicPartition
+from choreo.testing.memory_group import MAX_METADATA_CHARS, Group
 from choreo.testing.memory_log import PartitionLog
 from choreo.testing.memory_state import MemoryState
 
@@ -32,8 +32,10 @@ class MemoryConsumer:
         self._paused: set[TopicPartition] = set()
         self._lost: list[TopicPartition] = []
         self._results: list[CommitResult] = []
+        self._again: dict[TopicPartition, Committed] = {}
+        """What was refused for now: the next poll commits it again."""
         self._turn = 0
-        self._closed = False
+        self._closed = self._dead = False
 
     @property
     def closed(self) -> bool:
@@ -48,7 +50,11 @@ class MemoryConsumer:
     def poll(self, max_records: int, timeout_s: float) -> list[Batch]:
         self._check_open()
         deadline = time.monotonic() + timeout_s
+        if self._again:
+            again, self._again = self._again, {}
+            self.commit({partition: wanted for partition, wanted in again.items() if self._group.owns(self._member, partition)})
         while True:
+            self._check_open()  # it may have been killed meanwhile
             self._follow_group()
             with self._state.changed:
                 error = self._state.take_fault("poll", self.group_name)
@@ -107,14 +113,14 @@ class MemoryConsumer:
     def _give_back(self, listener: Rebalanced, partitions: Sequence[TopicPartition]) -> None:
         try:
             answered = listener.revoked(partitions)
-            self.commit({partition: offset for partition, offset in answered.items() if partition in partitions})
+            self.commit({partition: _short(wanted) for partition, wanted in answered.items() if partition in partitions})
         finally:
             with self._state.changed:
                 self._forget(partitions)
                 self._group.release(self._member, partitions)
                 self._state.changed.notify_all()
 
-    def _start(self, listener: Rebalanced, committed: Mapping[TopicPartition, int | None]) -> None:
+    def _start(self, listener: Rebalanced, committed: Mapping[TopicPartition, Committed | None]) -> None:
         try:
             try:
                 starts = listener.assigned(committed)
@@ -145,6 +151,13 @@ class MemoryConsumer:
         """The group throws it out, as after a session timeout: its partitions are anybody's, its next poll calls `lost` and rejoins."""
         with self._state.changed:
             self._lost += self._group.leave(self._member)
+            self._state.rebalance(self._group)
+
+    def die(self) -> None:
+        """Its process is gone: what it still calls counts for nothing."""
+        with self._state.changed:
+            self._closed = self._dead = True
+            self._group.leave(self._member)
             self._state.rebalance(self._group)
 
     # ---- records --------------------------------------------------------------------------------------------------------
@@ -188,13 +201,21 @@ class MemoryConsumer:
 
     # ---- commits --------------------------------------------------------------------------------------------------------
 
-    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        if not offsets:
+    def commit(self, offsets: Mapping[TopicPartition, Committed]) -> None:
+        long = {partition: wanted for partition, wanted in offsets.items() if wanted is not _short(wanted)}
+        if long:
+            names = ", ".join(str(partition) for partition in sorted(long))
+            message = f"group {self.group_name}: {names}: a text of over {MAX_METADATA_CHARS} characters; write less"
+            self._results.append(CommitResult(long, BrokerError(message, code=METADATA_TOO_LARGE, retriable=False)))
+        offsets = {partition: wanted for partition, wanted in offsets.items() if partition not in long}
+        if not offsets or self._dead:
             return
         with self._state.changed:
             error = self._state.take_fault("commit", self.group_name)
             if error is not None:
                 self._results.append(CommitResult(dict(offsets), error))
+                if error.retriable:
+                    self._again.update(offsets)
                 return
             accepted, refused = self._group.commit(self._member, offsets)
         if accepted:
@@ -228,6 +249,11 @@ class MemoryConsumer:
     def _check_open(self) -> None:
         if self._closed:
             raise BrokerError(f"group {self.group_name}: this consumer is closed; make another", code="_STATE", retriable=False)
+
+
+def _short(wanted: Committed) -> Committed:
+    """Without its text where that is too long; else itself."""
+    return wanted if len(wanted.metadata) <= MAX_METADATA_CHARS else Committed(wanted.offset, "", wanted.stamp)
 
 
 class MemoryReader:

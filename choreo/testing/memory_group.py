@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from choreo.record import TopicPartition
+from choreo.record import Committed, TopicPartition
+
+MAX_METADATA_CHARS = 4095
 
 
 class Group:
     """One group. `committed` outlives its members; it only rises, through `commit`."""
 
     def __init__(self) -> None:
-        self.committed: dict[TopicPartition, int] = {}
+        self.committed: dict[TopicPartition, Committed] = {}
         self._topics: dict[int, tuple[str, ...]] = {}
         self._owners: dict[TopicPartition, int] = {}
         self._targets: dict[TopicPartition, int] = {}
@@ -90,11 +92,14 @@ class Group:
             if self.owns(member, partition):
                 del self._owners[partition]
 
-    def commit(self, member: int, offsets: Mapping[TopicPartition, int]) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
-        """Commits what the member owns, never going back: the group's offsets now, and what was refused."""
-        refused = {partition: offset for partition, offset in offsets.items() if not self.owns(member, partition)}
-        accepted: dict[TopicPartition, int] = {}
-        for partition, offset in offsets.items():
-            if partition not in refused:
-                accepted[partition] = self.committed[partition] = max(offset, self.committed.get(partition, offset))
+    def commit(
+        self, member: int, offsets: Mapping[TopicPartition, Committed]
+    ) -> tuple[dict[TopicPartition, Committed], dict[TopicPartition, Committed]]:
+        """Commits what the member owns, never going back: what was accepted, and what was refused."""
+        refused = {partition: wanted for partition, wanted in offsets.items() if not self.owns(member, partition)}
+        accepted = {partition: wanted for partition, wanted in offsets.items() if partition not in refused}
+        for partition, wanted in accepted.items():
+            there = self.committed.get(partition)
+            if there is None or wanted.offset >= there.offset:
+                self.committed[partition] = wanted
         return accepted, refused

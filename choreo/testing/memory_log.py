@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from datetime import datetime
 from operator import attrgetter
+from uuid import uuid4
 
 from choreo.broker import Edge, Start, TopicInfo
 from choreo.record import Outgoing, Record, TopicPartition
@@ -72,6 +73,7 @@ class TopicLog:
 
     def __init__(self, info: TopicInfo) -> None:
         self.info = info
+        self.topic_id = uuid4().bytes
         self.logs = [PartitionLog(TopicPartition(info.name, number)) for number in range(info.partitions)]
 
     def grow(self, total: int) -> None:

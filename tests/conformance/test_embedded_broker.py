@@ -20,6 +20,8 @@ LIMITS: Mapping[str, str] = {
     "test_a_topic_that_was_made_is_there_and_cannot_be_made_again": "its topics have 4 partitions and no settings",
     "test_partitions_can_be_added": "its topics have 4 partitions",
     "test_a_topics_settings_are_set_beside_those_it_has": "its topics have no settings",
+    "test_a_text_that_is_too_long_is_refused_with_its_offset": "it takes texts of any length",
+    "test_a_topic_has_an_id_of_its_own": "its topics have no ids",
 }
 
 

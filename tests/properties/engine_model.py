@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar
 
-from choreo.core.engine import Delivery, Engine, Partition, Route
+from choreo.core.engine import Engine
+from choreo.core.partition import Delivery, Partition, Route
 from choreo.core.retry import GiveUp, RetryPolicy
 from choreo.errors import TransientError
 from choreo.record import Record, TopicPartition
@@ -289,7 +290,7 @@ class Rig:
         """It is taken away; when it is `lost` nothing can be committed any more."""
         holding = self.holdings.pop(partition)
         drained = holding.stopping and holding.cut >= 0 and holding.drained()
-        offsets = self._ask(self.engine.forget, [holding.partition])
+        offsets = {p: committed.offset for p, committed in self._ask(self.engine.forget, [holding.partition]).items()}
         expected = {} if holding.committable() is None else {partition: holding.committable()}
         self.check("commit", offsets == expected, f"{offsets}, expected {expected}")
         if not lost:
@@ -303,7 +304,7 @@ class Rig:
 
     def commit(self) -> None:
         """The offsets that moved are committed."""
-        moved = self._ask(self.engine.commits)
+        moved = {p: committed.offset for p, committed in self._ask(self.engine.commits).items()}
         for partition, holding in self.holdings.items():
             offset = holding.committable()
             if offset != holding.told:

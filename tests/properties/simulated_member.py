@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from random import Random
 
-from choreo.core.engine import Delivery, Engine, Partition
+from choreo.core.engine import Engine
+from choreo.core.offset_map import NO_TOPIC_ID, Ignored, OffsetMap, left_of, read_map
+from choreo.core.partition import Delivery, Partition
 from choreo.core.retry import GiveUp
 from choreo.errors import PermanentError
-from choreo.record import Record, TopicPartition
+from choreo.record import Committed, Record, TopicPartition
 from tests.properties.engine_model import Violation, make_routes
 
 BOUND = 6
@@ -32,7 +34,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """How often things go wrong, for each step. `claims` False: effects are `offsets`, nothing remembers successes."""
+    """How often things go wrong, for each step. `claims` False: effects are `offsets`, nothing remembers successes. `maps`: the
+    topic has an id, so offset maps are written."""
 
     failure: float
     rebalance: float
@@ -40,6 +43,11 @@ class Weather:
     crash: float
     hurry: float
     claims: bool
+    maps: bool
+
+
+TOPIC_ID = b"topic-number-001"
+NUMBERS = [route.number for route in make_routes()]
 
 
 class Ledger:
@@ -49,6 +57,7 @@ class Ledger:
         self.logs = logs
         self.by_claims = claims
         self.committed = dict.fromkeys(logs, 0)
+        self.maps: dict[TopicPartition, OffsetMap | None] = dict.fromkeys(logs)
         self.claims: set[str] = set()
         self.settled: set[tuple[TopicPartition, int, int]] = set()
         self.effects: Counter[str] = Counter()
@@ -79,20 +88,38 @@ class Ledger:
     def settle(self, delivery: Delivery) -> None:
         self.settled.add(self._triple(delivery))
 
-    def commit(self, partition: TopicPartition, offset: int) -> None:
+    def commit(self, partition: TopicPartition, committed: Committed) -> None:
+        offset = committed.offset
         self.check("back", offset >= self.committed[partition], f"{partition}: {offset} after {self.committed[partition]}")
         for event in self.logs[partition]:
             if self.committed[partition] <= event.offset < offset:
                 left = [route for route in event.routes if (partition, event.offset, route) not in self.settled]
                 self.check("commit", not left, f"{partition}: {offset}, and {event} is not settled")
         self.committed[partition] = offset
+        found = read_map(committed.metadata, topic_id=TOPIC_ID, offset=offset)
+        self.check("map", not isinstance(found, Ignored), f"{partition}: {found}")
+        self.maps[partition] = found if isinstance(found, OffsetMap) else None
+        for event in self.logs[partition]:
+            wrong = [r for r in event.routes if self.finished(partition, event, r) and (partition, event.offset, r) not in self.settled]
+            self.check("map", not wrong, f"{partition}: {event} is said to be finished, and is not settled")
+            if event.offset >= offset and any(self.finished(partition, event, route) for route in event.routes):
+                self.sights["finished above the committed offset"] += 1
+
+    def finished(self, partition: TopicPartition, event: Event, route: int) -> bool:
+        """Whether what is committed says so."""
+        found = self.maps[partition]
+        if event.offset < self.committed[partition]:
+            return True
+        if found is None:
+            return False
+        return left_of(found, event.offset, NUMBERS[route]) is None
 
     def excuse_the_uncommitted(self, partition: TopicPartition) -> None:
         """An abrupt end: without claims, what was done beyond the committed offset is done again."""
         if not self.by_claims:
             names = [route.name for route in make_routes()]
-            beyond = [event for event in self.logs[partition] if event.offset >= self.committed[partition]]
-            self.excused.update(f"{names[route]} {partition}@{event.offset}" for event in beyond for route in event.routes)
+            beyond = [(e, route) for e in self.logs[partition] for route in e.routes if not self.finished(partition, e, route)]
+            self.excused.update(f"{names[route]} {partition}@{event.offset}" for event, route in beyond)
 
     def check(self, rule: str, holds: bool, text: str) -> None:
         if not holds:
@@ -127,11 +154,14 @@ class Member:
     engine: Engine
     dice: Random
     owns: Callable[[Member, Partition], bool]
+    maps: bool = True
     now_s: float = 0.0
     works: list[Work] = field(default_factory=list)
     positions: dict[Partition, int] = field(default_factory=dict)
     started: dict[Partition, int] = field(default_factory=dict)
-    orders: deque[dict[Partition, int]] = field(default_factory=deque)
+    done: defaultdict[Partition, set[tuple[int, int]]] = field(default_factory=lambda: defaultdict(set))
+    """What settled here: offsets and handlers."""
+    orders: deque[dict[Partition, Committed]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self._routes = make_routes()
@@ -141,7 +171,14 @@ class Member:
     # ---- partitions -------------------------------------------------------------------------------------------------
 
     def assign(self, partition: TopicPartition) -> Partition:
-        state = self.engine.assign(partition)
+        state = self.engine.assign(
+            partition,
+            start=self.ledger.committed[partition],
+            topic_id=TOPIC_ID if self.maps else NO_TOPIC_ID,
+            restored=self.ledger.maps[partition],
+        )
+        if state.restored is not None and state.restored.unfinished:
+            self.ledger.sights["a map that is read"] += 1
         self.positions[state] = self.ledger.committed[partition]
         self.started[state] = -1
         return state
@@ -153,8 +190,8 @@ class Member:
                 self._release(work)
                 self.ledger.sights["cut short"] += 1
 
-    def forget(self, state: Partition) -> int | None:
-        """The offset to commit."""
+    def forget(self, state: Partition) -> Committed | None:
+        """What to commit."""
         offset = self.engine.forget([state]).get(state.id)
         del self.positions[state]
         self.excuse_the_unclaimed(state)
@@ -222,7 +259,7 @@ class Member:
 
     def commit(self) -> None:
         """Orders a commit; the group hears of it later."""
-        offsets = {self.engine.partitions[partition]: offset for partition, offset in self.engine.commits().items()}
+        offsets = {self.engine.partitions[partition]: offset for partition, offset in self.engine.commits(also_maps=True).items()}
         if offsets:
             self.orders.append(offsets)
 
@@ -280,6 +317,7 @@ class Member:
         self._end_claim(delivery)
         if self.engine.settle(delivery):
             self.ledger.settle(delivery)
+            self.done[delivery.partition].add((delivery.record.offset, delivery.route.index))
         else:
             self.ledger.sights["a late outcome"] += 1
 

@@ -9,7 +9,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from choreo.errors import StateError
 from tests.properties.engine_machine import EngineMachine
 from tests.properties.engine_model import Violation
-from tests.properties.seeded_bugs import BUGS, NOT_SEEN_FROM_OUTSIDE
+from tests.properties.seeded_bugs import BUGS, MAP_BUGS, NOT_SEEN_FROM_OUTSIDE
 from tests.properties.test_simulation import SEEDS, story
 
 SEARCH = settings(
@@ -42,6 +42,15 @@ def test_the_simulation_kills(name: str) -> None:
     with pytest.raises((Violation, StateError, KeyError)):
         for seed in SEEDS[:100]:
             story(seed, BUGS[name].engine).tell()
+
+
+@pytest.mark.parametrize("name", MAP_BUGS)
+def test_the_simulation_kills_a_wrong_map(name: str) -> None:
+    with pytest.raises(Violation) as found:
+        for seed in SEEDS:
+            story(seed, MAP_BUGS[name].engine).tell()
+
+    assert found.value.rule in MAP_BUGS[name].rules
 
 
 class Amnesia(set[str]):

@@ -23,6 +23,7 @@ def weather(dice: Random) -> Weather:
         crash=dice.choice((0, 0.01, 0.03)),
         hurry=dice.choice((0, 0.5)),
         claims=dice.random() < 0.7,
+        maps=dice.random() < 0.8,
     )
 
 
@@ -64,10 +65,12 @@ def test_the_stories_meet_what_they_are_for() -> None:
         "a late outcome",
         "a letter",
         "a loss",
+        "a map that is read",
         "a retry",
         "a revoke in peace",
         "a revoke out of time",
         "an effect of a zombie",
         "an effect twice",
         "cut short",
+        "finished above the committed offset",
     }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from choreo.runtime import worker
+from choreo.runtime import commits
 
 
 @pytest.fixture(autouse=True)
 def commits_come_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "COMMIT_EVERY_S", 0.02)
+    monkeypatch.setattr(commits, "EVERY_S", 0.02)

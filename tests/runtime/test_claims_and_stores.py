@@ -70,13 +70,13 @@ async def test_what_comes_after_a_batch_that_could_not_be_looked_up_is_neither_h
     place(broker, *numbered(10))
 
     async with shop(broker, book, store=GuardedStore(fails_once)).worker() as worker:
-        await becomes(lambda: worker.intake.inbox, "the second batch waits behind the first")
+        await becomes(lambda: worker.intake.ahead, "the second batch waits behind the first")
         both_have_come.set()
         failure = await has_failed(worker)
         await becomes(lambda: not broker.consumers(SHOP), "the worker has left its group")
 
     assert failure is READ_ONLY
-    assert (looked_up, book.calls, committed(broker)) == ([5], [], None)
+    assert (looked_up, book.calls, committed(broker)) == ([5], [], 0)
 
 
 async def test_a_worker_whose_store_fails_for_good_leaves_its_partitions_to_the_others() -> None:

@@ -34,7 +34,9 @@ class ChargeCard(Handler[OrderPlaced]):
     def handle(self, event: Envelope[OrderPlaced], context: Context) -> PaymentReceived:
         if event.payload.total_cents > 1_000 and not mended:
             raise PermanentError(f"the gateway does not know the card of {event.payload.order_id}")
-        time.sleep(float(os.environ.get("DESK_SLOW_S", "0")))
+        if "DESK_SLOW_S" in os.environ:
+            print("the desk is at it", flush=True)
+            time.sleep(float(os.environ["DESK_SLOW_S"]))
         return PaymentReceived(order_id=event.payload.order_id)
 
 

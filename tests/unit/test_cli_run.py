@@ -77,6 +77,7 @@ def test_flags_go_before_the_environment(tmp_path: Path) -> None:
 def test_a_drain_that_runs_out_is_exit_1(tmp_path: Path) -> None:
     with process(tmp_path, READY_DESK, "--drain-s", "0.2", "--log-level", "debug", DESK_SLOW_S="8", DESK_ORDER="o-1") as running:
         running.wait_ready(deadline_s=READY_S)
+        running.wait_output("the desk is at it", deadline_s=READY_S)
 
         running.sigterm()
 
@@ -87,6 +88,7 @@ def test_a_drain_that_runs_out_is_exit_1(tmp_path: Path) -> None:
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     with process(tmp_path, READY_DESK, DESK_SLOW_S="30", DESK_ORDER="o-1", CHOREO_DRAIN_S="30") as running:
         running.wait_ready(deadline_s=READY_S)
+        running.wait_output("the desk is at it", deadline_s=READY_S)
         running.sigterm()
         running.wait_output("stopping: draining", deadline_s=20)
 

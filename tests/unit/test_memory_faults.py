@@ -9,7 +9,7 @@ import pytest
 
 from choreo.broker import Broker, Edge, Report, Start, TopicInfo
 from choreo.errors import BrokerError, StateError, StoreError
-from choreo.record import Outgoing, TopicPartition
+from choreo.record import Committed, Outgoing, TopicPartition
 from choreo.storage.memory import MemoryStore
 from choreo.store import Claim
 from choreo.testing import MemoryBroker
@@ -264,13 +264,13 @@ def test_a_failed_commit_says_so_and_the_next_one_counts(broker: MemoryBroker) -
     member = member_of(broker)
     broker.fail_commits("payments", "_TIMED_OUT")
 
-    member.consumer.commit({P0: 1})
-    member.consumer.commit({P0: 2})
+    member.consumer.commit({P0: Committed(1)})
+    member.consumer.commit({P0: Committed(2)})
     failed, done = member.consumer.commit_results()
 
     assert failed.error is not None
-    assert (failed.error.code, failed.offsets) == ("_TIMED_OUT", {P0: 1})
-    assert (done.error, done.offsets) == (None, {P0: 2})
+    assert (failed.error.code, failed.offsets) == ("_TIMED_OUT", {P0: Committed(1)})
+    assert (done.error, done.offsets) == (None, {P0: Committed(2)})
     assert broker.committed("payments") == {P0: 2}
 
 
@@ -278,11 +278,11 @@ def test_a_commit_of_a_partition_that_was_never_assigned_is_refused(broker: Memo
     member = member_of(broker)
     stranger = TopicPartition("other", 0)
 
-    member.consumer.commit({P0: 1, stranger: 5})
+    member.consumer.commit({P0: Committed(1), stranger: Committed(5)})
     done, refused = member.consumer.commit_results()
 
-    assert (done.offsets, done.error) == ({P0: 1}, None)
-    assert refused.offsets == {stranger: 5}
+    assert (done.offsets, done.error) == ({P0: Committed(1)}, None)
+    assert refused.offsets == {stranger: Committed(5)}
     assert refused.error is not None
     assert not refused.error.retriable
     assert broker.committed("payments") == {P0: 1}
@@ -307,7 +307,7 @@ def test_a_lost_member_is_told_cannot_commit_and_joins_again(broker: MemoryBroke
     member = member_of(broker, name="a", journal=journal)
 
     broker.lose(memory_consumer(member))
-    member.consumer.commit({P0: 1})
+    member.consumer.commit({P0: Committed(1)})
     (result,) = member.consumer.commit_results()
     member.step(timeout_s=0)
 
@@ -332,9 +332,9 @@ def test_the_partitions_of_a_lost_member_go_to_the_others_before_it_knows(broker
 def test_a_member_that_is_lost_while_it_gives_back_is_told_both(broker: MemoryBroker) -> None:
     journal: list[Noted] = []
 
-    def lose_me(member: Member, _: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+    def lose_me(member: Member, _: Sequence[TopicPartition]) -> Mapping[TopicPartition, Committed]:
         broker.lose(memory_consumer(member))
-        return {P0: 9, P1: 9}
+        return {P0: Committed(9), P1: Committed(9)}
 
     member = member_of(broker, journal=journal, on_revoked=lose_me)
     member_of(broker, name="second")
@@ -386,13 +386,13 @@ def test_a_listener_that_raises_surfaces_from_poll_and_is_asked_again(broker: Me
         def __init__(self) -> None:
             self.asked = 0
 
-        def assigned(self, committed: Mapping[TopicPartition, int | None]) -> Mapping[TopicPartition, Start]:
+        def assigned(self, committed: Mapping[TopicPartition, Committed | None]) -> Mapping[TopicPartition, Start]:
             self.asked += 1
             if self.asked == 1:
                 raise StateError("not yet")
             return dict.fromkeys(committed, 0)
 
-        def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Committed]:
             raise StateError("never")
 
         def lost(self, partitions: Sequence[TopicPartition]) -> None: ...
@@ -414,7 +414,7 @@ def test_a_listener_that_raises_surfaces_from_poll_and_is_asked_again(broker: Me
 
 def test_a_listener_must_name_a_start_for_each_partition(broker: MemoryBroker) -> None:
     class Forgetful(Member):
-        def assigned(self, committed: Mapping[TopicPartition, int | None]) -> Mapping[TopicPartition, Start]:
+        def assigned(self, committed: Mapping[TopicPartition, Committed | None]) -> Mapping[TopicPartition, Start]:
             return {P0: 0}
 
     with pytest.raises(StateError, match=r"orders\[1\]: the listener's assigned\(\) named no start"):

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from choreo.record import TopicPartition
+from choreo.record import Committed, TopicPartition
 from choreo.testing.memory_group import Group
 
 TOPICS = ("orders", "payments")
@@ -87,10 +87,25 @@ def test_a_commit_of_somebody_elses_partition_is_refused_and_that_of_an_own_one_
     settle(group, A)
     (own,), (foreign,) = partitions("orders", 0), partitions("orders", 7)
 
-    result = group.commit(A, {own: 3, foreign: 9})
+    result = group.commit(A, {own: Committed(3, "text"), foreign: Committed(9)})
 
-    assert result == ({own: 3}, {foreign: 9})
-    assert group.committed == {own: 3}
+    assert result == ({own: Committed(3, "text")}, {foreign: Committed(9)})
+    assert group.committed == {own: Committed(3, "text")}
+
+
+def test_the_text_beside_an_offset_may_change_and_goes_with_it() -> None:
+    group = Group()
+    group.join(A, ["orders"])
+    group.rebalance({"orders": 1})
+    settle(group, A)
+    (own,) = partitions("orders", 0)
+    seen = []
+
+    for wanted in (Committed(3, "a"), Committed(3, "b"), Committed(2, "c"), Committed(4)):
+        group.commit(A, {own: wanted})
+        seen.append(group.committed[own])
+
+    assert seen == [Committed(3, "a"), Committed(3, "b"), Committed(3, "b"), Committed(4)]
 
 
 class GroupMachine(RuleBasedStateMachine):
@@ -147,11 +162,12 @@ class GroupMachine(RuleBasedStateMachine):
         owned = partition in self.group.owned(member)
         before = self.group.committed.get(partition)
 
-        accepted, refused = self.group.commit(member, {partition: offset})
+        wanted = {partition: Committed(offset)}
+        accepted, refused = self.group.commit(member, wanted)
 
-        expected = max(offset, -1 if before is None else before)
-        assert (accepted, refused) == (({partition: expected}, {}) if owned else ({}, {partition: offset}))
-        assert self.group.committed.get(partition) == (expected if owned else before)
+        assert (accepted, refused) == ((wanted, {}) if owned else ({}, wanted))
+        rises = before is None or offset >= before.offset
+        assert self.group.committed.get(partition) == (Committed(offset) if owned and rises else before)
 
     @invariant()
     def owners_are_members_that_asked_for_the_topic(self) -> None:
@@ -161,8 +177,8 @@ class GroupMachine(RuleBasedStateMachine):
     @invariant()
     def committed_offsets_only_rise(self) -> None:
         for partition, offset in self.highest.items():
-            assert self.group.committed[partition] >= offset
-        self.highest = dict(self.group.committed)
+            assert self.group.committed[partition].offset >= offset
+        self.highest = {partition: found.offset for partition, found in self.group.committed.items()}
 
     def teardown(self) -> None:
         """Liveness: once everybody follows, every partition somebody wants is owned by exactly one, and evenly."""

@@ -17,7 +17,7 @@ from msgspec.structs import replace as changed
 
 from choreo import BrokerError, Context, Envelope, Event, Handler, MemoryStore, RetryPolicy, Service, ServiceSettings
 from choreo.broker import Report
-from choreo.core.engine import STOPPING
+from choreo.core.partition import STOPPING
 from choreo.letter import LetterState, Place, ReplayOutcome, Request, read_replay, read_state, state_record
 from choreo.record import Outgoing, Record, TopicPartition
 from choreo.replay.run import Reason, run_entries, write_run

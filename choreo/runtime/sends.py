@@ -108,6 +108,8 @@ class Sends:
         self._resting = 0
         self._polling = False
         self._closed = False
+        self._told: dict[str, str] = {}
+        """What was said last of each topic that can't be written now: its error's code."""
         self.troubled: BrokerError | None = None
         """The last error that is being waited out; None when sends go through."""
 
@@ -225,6 +227,8 @@ class Sends:
         error = report.error
         if error is None:
             self.troubled = None
+            if self._told:
+                self._told.pop(sending.record.topic, None)
             self._ended(sending, None, (report,))
         elif error.code in NEVER or not (self._patient or self._closed):
             self._ended(sending, error, (report,))
@@ -244,7 +248,8 @@ class Sends:
         self._counters.broker_errors += 1
         delay_s = min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** min(sending.tries, MOST_DOUBLINGS))
         sending.tries += 1
-        if self.troubled is None or self.troubled.code != error.code:
+        if self._told.get(sending.record.topic) != error.code:
+            self._told[sending.record.topic] = error.code
             _log.warning("%s; its key waits, trying again every %.1f to %.0f s", error, RETRY_FIRST_S, RETRY_MOST_S)
         self.troubled = error
         self._resting += 1

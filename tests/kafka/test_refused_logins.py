@@ -122,7 +122,11 @@ async def test_a_right_to_write_letters_that_is_missing_holds_the_key_and_says_s
     book = Book(lambda placed, context: fails(placed, context) if placed.order_id == "dies" else nothing(placed, context))
 
     async with locked.service(book, kafka=as_payments(kafka_sasl)).worker() as worker:
-        said = await becomes(lambda: next((m for m in caplog.messages if REFUSED_WRITE in m), None), "it says so", worker=worker)
+        # The mark that the partition has been read is written to the letters' topic, and may be refused first.
+        of_the_dlq = f"writing to {locked.dlq if writable else ''}"
+        said = await becomes(
+            lambda: next((m for m in caplog.messages if REFUSED_WRITE in m and m.startswith(of_the_dlq)), None), "it says so", worker=worker
+        )
         await becomes(lambda: "beside" in book.orders, "the other key goes on", worker=worker)
         held = "behind" not in book.orders
         allow(kafka_sasl, locked, "WRITE topic")
@@ -130,7 +134,6 @@ async def test_a_right_to_write_letters_that_is_missing_holds_the_key_and_says_s
 
     assert held
     assert said is not None
-    assert said.startswith(f"writing to {locked.dlq}: TOPIC_AUTHORIZATION_FAILED: ") or not writable
     assert [letter.value for letter in locked.dead()] == [placed("dies")]
 
 

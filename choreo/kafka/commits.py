@@ -79,7 +79,7 @@ class OffsetCommits:
         same_offset, self._under_way = self._next_request(self._wanted)
         if not same_offset:
             self._under_way = self._store(self._under_way)
-        if failpoint.ACTIVE:
+        if failpoint.ACTIVE and self._moves(self._under_way):
             failpoint.hit("after_store_offsets")
         if not self._under_way:
             return
@@ -109,6 +109,10 @@ class OffsetCommits:
             del wanted[partition]
         self._moved_last = bool(moved)
         return not moved, request
+
+    def _moves(self, committed: Mapping[TopicPartition, Committed]) -> bool:
+        """Whether something was handled, and not only a text written."""
+        return any(c.offset > self._known.get(p, c.offset) for p, c in committed.items())
 
     def _refused(self, problem: BrokerError) -> None:
         """librdkafka keeps what was stored; asking once more commits it. After a while: whatever it is won't pass at once."""
@@ -186,7 +190,7 @@ class OffsetCommits:
 
     def answered(self, error: KafkaError | None, places: list[Place]) -> None:
         self._committing = False
-        if failpoint.ACTIVE:
+        if failpoint.ACTIVE and self._moves(self._under_way):
             failpoint.hit("after_commit")
         if error is not None and error.code() == _NOTHING_STORED:
             # A revoke's own commit was quicker, with what it had to say of these; the text goes out by name.

@@ -236,6 +236,21 @@ async def test_without_patience_the_first_error_is_the_answer(broker: MemoryBrok
     assert (ended.error.code, values(broker), sends.troubled) == (TIMED_OUT, [], None)
 
 
+async def test_each_topic_that_can_not_be_written_is_told_once_until_it_can(broker: MemoryBroker, caplog: pytest.LogCaptureFixture) -> None:
+    sends = Sends(broker.producer(), Counters())
+    for topic in ("paid", "sent"):
+        broker.fail_sends(topic, TIMED_OUT, 2)
+
+    for number in range(2):
+        for topic in ("paid", "sent"):
+            sends.send([a_record(str(number), "1", topic)], Heard())
+    await becomes(lambda: sends.troubled, "both are refused")
+    await becomes(lambda: sum("_MSG_TIMED_OUT" in message for message in caplog.messages) == 2, "both are told")
+
+    assert [message.partition(":")[0] for message in caplog.messages] == ["paid", "sent"]
+    sends.close(0)
+
+
 @pytest.mark.usefixtures("at_once")
 async def test_a_record_that_is_refused_for_hours_is_still_tried(broker: MemoryBroker) -> None:
     failures: list[BaseException] = []

@@ -26,7 +26,7 @@ _ALL = 1 << 63
 class Guard:
     """Owner: the partition's engine state. Offsets only; who commits and hears of it is the runtime."""
 
-    __slots__ = ("_batches", "_before", "_granted", "unclean", "until", "watched")
+    __slots__ = ("_batches", "_granted", "ended_before", "unclean", "until", "watched")
 
     def __init__(self, restored: OffsetMap | None) -> None:
         ended = restored.unclean if restored is not None else 0
@@ -34,7 +34,8 @@ class Guard:
             begun.fatal for entry in restored.unfinished.values() if entry for begun in entry.values() if begun
         ):
             ended = max(ended, SUSPECTS_FROM)  # what has ended processes is not let loose because one run ended well
-        self._before = restored.unclean if restored is not None else 0
+        self.ended_before = restored.unclean if restored is not None else 0
+        """Runs in a row that ended badly before this one."""
         self.unclean = ended + 1
         self.watched = -1
         """Below it events may be begun: goes into every commit."""
@@ -99,5 +100,5 @@ class Guard:
 
     def ended_well(self) -> None:
         """An orderly end: there is nothing to count any more, unless nothing was handed out: then it told nothing."""
-        self.unclean = self._before if self._granted < 0 else 0
+        self.unclean = self.ended_before if self._granted < 0 else 0
         self.until = None

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from choreo import failpoint
+from choreo.core.guard import SUSPECTS_FROM
 from choreo.core.partition import LIVE, Delivery, Partition
 from choreo.errors import BrokerError, DecodeError
 from choreo.handler import Replay
@@ -167,7 +168,24 @@ class Replays:
         if not deliveries:
             self._finish(running, "refused", f"no handler {request.handler!r} takes it here; was it renamed? see Handler.aliases")
             return
-        self._run(running, deliveries)
+        if state.kind == "crash-loop":
+            self._worker.run_beside(self._run_a_killer(running, deliveries))
+        else:
+            self._run(running, deliveries)
+
+    async def _run_a_killer(self, running: Running, deliveries: Sequence[Delivery]) -> None:
+        """It has ended processes: that one begins again is recorded first, and where two have ended in a row it doesn't."""
+        partition = running.partition
+        if partition.guard.ended_before >= SUSPECTS_FROM and not running.request.forced:
+            why = (
+                f"the process has ended {partition.guard.ended_before} times in a row, and this event has ended processes; mend the handler,"
+                f" then replay when an event of {partition.id} has been handled, or with --force"
+            )
+            self._finish(running, "refused", why)
+            return
+        partition.begun = True
+        if await self._worker.commits.recorded(partition) and self._is_under_way(running):
+            self._run(running, deliveries)
 
     def _deliveries(self, record: Record, handler: str, partition: Partition) -> list[Delivery]:
         if handler == UNREADABLE:

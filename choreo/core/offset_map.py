@@ -182,7 +182,7 @@ class _Numbers:
         self.raw = raw
         self.at = at
 
-    def next(self, most: int = 1 << 63) -> int:
+    def next(self, most: int = 1 << 63, *, bits: int = 63) -> int:
         number = shift = 0
         while True:
             byte = self.raw[self.at]
@@ -191,9 +191,9 @@ class _Numbers:
             if byte < 0x80:
                 break
             shift += 7
-            if shift > 63:
+            if shift > bits:
                 raise _ImpossibleError
-        if number > most:
+        if bits == 63 and number > most:
             raise _ImpossibleError
         return number
 
@@ -226,7 +226,7 @@ def _read_body(raw: bytes) -> OffsetMap:
 
 
 def _read_entry(numbers: _Numbers, handlers: tuple[int, ...]) -> dict[int, Begun | None]:
-    mask = numbers.next()
+    mask = numbers.next(bits=max(63, len(handlers)))
     if mask >> len(handlers):
         raise _ImpossibleError
     entry: dict[int, Begun | None] = {}

@@ -42,6 +42,8 @@ class OffsetCommits:
         """What the commit under way is about; without what was taken away meanwhile."""
         self._known: dict[TopicPartition, int] = {}
         """The committed offset, as far as this assignment knows it; nothing lower is committed."""
+        self._one_by_one: dict[TopicPartition, Committed] = {}
+        """Of a request that was refused for somebody's text: librdkafka doesn't say whose, and Kafka has taken the others."""
         self._committing = False
         self._moved_last = False
         self._refusals = 0
@@ -56,11 +58,12 @@ class OffsetCommits:
         for partition in partitions:
             self._wanted.pop(partition, None)
             self._under_way.pop(partition, None)
+            self._one_by_one.pop(partition, None)
             self._known.pop(partition, None)
 
     def go_on(self) -> None:
         """Begins the next request, if something is wanted and none is under way."""
-        if self._wanted and not self._committing and time.monotonic() >= self._commit_after_s:
+        if (self._wanted or self._one_by_one) and not self._committing and time.monotonic() >= self._commit_after_s:
             self._begin_request()
 
     def commit(self, offsets: Mapping[TopicPartition, Committed]) -> None:
@@ -75,16 +78,20 @@ class OffsetCommits:
         return {p: c for p, c in offsets.items() if p not in lower}
 
     def _begin_request(self) -> None:
-        self._wanted = self._rising(self._wanted)
-        same_offset, self._under_way = self._next_request(self._wanted)
-        if not same_offset:
+        if self._one_by_one:
+            partition = next(iter(self._one_by_one))
+            by_name, self._under_way = True, {partition: self._one_by_one.pop(partition)}
+        else:
+            self._wanted = self._rising(self._wanted)
+            by_name, self._under_way = self._next_request(self._wanted)
+        if not by_name:
             self._under_way = self._store(self._under_way)
         if failpoint.ACTIVE and self._moves(self._under_way):
             failpoint.hit("after_store_offsets")
         if not self._under_way:
             return
         try:
-            if same_offset:
+            if by_name:
                 self.client.commit(offsets=[_at(p, c) for p, c in self._under_way.items()], asynchronous=True)
             else:
                 self.client.commit(asynchronous=True)
@@ -206,7 +213,9 @@ class OffsetCommits:
         if told:
             self._went_through({p: c for p, c in self._under_way.items() if p not in told})
             self._under_way = {p: c for p, c in self._under_way.items() if p in told}
-        if trouble.code == METADATA_TOO_LARGE:
+        if trouble.code == METADATA_TOO_LARGE and len(self._under_way) > 1:
+            self._one_by_one.update(self._under_way)
+        elif trouble.code == METADATA_TOO_LARGE:
             # Not again as it is: whoever wrote the text has to shorten it.
             self._results.append(CommitResult(self._under_way, trouble))
         else:

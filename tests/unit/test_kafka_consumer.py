@@ -467,3 +467,17 @@ def test_what_others_wait_for_is_still_wanted_when_a_revokes_commit_fails(
     consumer.poll(500, 0)
 
     assert (P1, 3) in client.stored
+
+
+def test_one_whose_text_is_too_long_is_found_among_those_of_its_request(consumer: KafkaConsumer, client: StubClient) -> None:
+    client.assign(P1)
+    consumer.commit({P0: Committed(7, "x" * 5000), P1: Committed(3, "y")})
+    client.answer_commit(TOO_LONG, p0=7, p1=3)
+    consumer.poll(500, 0)
+    client.answer_commit(TOO_LONG, p0=7)
+    consumer.poll(500, 0)
+    client.answer_commit(None, p1=3)
+
+    results = [(result.offsets, result.error and result.error.code) for result in consumer.commit_results()]
+
+    assert results == [({P0: Committed(7, "x" * 5000)}, METADATA_TOO_LARGE), ({P1: Committed(3, "y")}, None)]

@@ -156,3 +156,10 @@ def test_a_map_without_entries_still_has_those_that_ended_the_process() -> None:
     assert isinstance(short, OffsetMap)
     assert (short.reach, short.unfinished) == (None, {6: {7: Begun(1, 2), 8: None}})
     assert [left_of(short, offset, 7) for offset in (5, 6, 8)] == [Begun(), Begun(1, 2), Begun()]
+
+
+def test_a_map_that_speaks_of_many_handlers_is_read_as_it_was_written() -> None:
+    numbers = tuple(range(200))
+    found = OffsetMap(TOPIC_ID, 0, 1, 1, 1, numbers, {0: dict.fromkeys(numbers, Begun(1))})
+
+    assert read_map(write_map(found), topic_id=TOPIC_ID, offset=0) == found

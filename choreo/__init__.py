@@ -24,6 +24,7 @@ from choreo.runtime.publishing import Published
 from choreo.service import Service
 from choreo.settings import ServiceSettings
 from choreo.storage.memory import MemoryStore
+from choreo.storage.postgres import PostgresStore
 from choreo.storage.sqlite import SqliteStore
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ __all__ = [
     "KafkaSettings",
     "MemoryStore",
     "SqliteStore",
+    "PostgresStore",
     "Published",
     "derived_id",
     "ChoreoError",

@@ -19,6 +19,7 @@ from tests.support.kafka_access import KafkaAccess
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.kafka_jars import ROOT, KafkaUnavailableError
 from tests.support.names import MakeTopic, Names
+from tests.support.postgres import PostgresServer, PostgresUnavailableError
 
 GROUP_PROTOCOLS = ("classic", "consumer")
 REACH_S = 15.0
@@ -89,6 +90,26 @@ def kafka_sasl(kafka_sasl_of_session: KafkaCluster) -> Iterator[KafkaCluster]:
     yield kafka_sasl_of_session
     for acl in kafka_sasl_of_session.permissions.all():
         kafka_sasl_of_session.permissions.disallow(acl)
+
+
+@pytest.fixture(scope="session")
+def postgres_of_session() -> Iterator[PostgresServer]:
+    """A PostgreSQL for the whole run; ask for `postgres`. Without one a test is skipped, or fails when CI=true."""
+    try:
+        server = PostgresServer().__enter__()
+    except PostgresUnavailableError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI=true and no PostgreSQL: {error}", pytrace=False)
+        pytest.skip(f"no PostgreSQL: {error}")
+    yield server
+    server.__exit__()
+
+
+@pytest.fixture
+def postgres(postgres_of_session: PostgresServer) -> Iterator[PostgresServer]:
+    """A real PostgreSQL, to be broken: what a test leaves stopped is started after it. Its databases are each test's own."""
+    yield postgres_of_session
+    postgres_of_session.start()
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def _store(service: Service, effects: str | None) -> str:
     if service.store is not None:
         return f"{service.store.describe()}: each event once among members that share it"
     default = service.default_store().describe()
-    return f"{default} (default): each event once on this host only; members on other hosts don't see it -> Service(..., store=...)"
+    return f"{default} (default): each event once on this host only; members on other hosts don't see it -> Service(..., store=PostgresStore(...))"
 
 
 def _letters(target: Target, started: Started) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection, Sequence
+from itertools import islice
 
 from choreo.errors import StoreError
 from choreo.store import Claim
@@ -15,7 +17,8 @@ class MemoryStore:
     """
 
     def __init__(self, *, shared_with: MemoryStore | None = None) -> None:
-        self._claims: dict[tuple[str, Claim], bytes] = shared_with._claims if shared_with is not None else {}
+        # By group and claim: the payload's hash, and when it was made (monotonic seconds). The oldest stand first.
+        self._claims: dict[tuple[str, Claim], tuple[bytes, float]] = shared_with._claims if shared_with is not None else {}
         self._lock: threading.Lock = shared_with._lock if shared_with is not None else threading.Lock()
         self._group: str | None = None
         self._failure: StoreError | None = None
@@ -39,14 +42,25 @@ class MemoryStore:
         with self._lock:
             group = self._ready()
             already = {claim for claim in claims if (group, claim) in self._claims}
+            now_s = time.monotonic()
             for claim, payload in zip(claims, payloads or [b""] * len(claims), strict=True):
-                self._claims.setdefault((group, claim), payload)
+                self._claims.setdefault((group, claim), (payload, now_s))
             return already
 
     def payloads(self, claims: Collection[Claim]) -> dict[Claim, bytes]:
         with self._lock:
             group = self._ready()
-            return {claim: self._claims[group, claim] for claim in claims if (group, claim) in self._claims}
+            return {claim: self._claims[group, claim][0] for claim in claims if (group, claim) in self._claims}
+
+    def delete_older(self, age_s: float, limit: int) -> int:
+        with self._lock:
+            group = self._ready()
+            made_by_s = time.monotonic() - age_s
+            of_the_group = (key for key, (_, made_s) in self._claims.items() if key[0] == group and made_s <= made_by_s)
+            old = list(islice(of_the_group, limit))
+            for key in old:
+                del self._claims[key]
+            return len(old)
 
     def _ready(self) -> str:
         if self._group is None:

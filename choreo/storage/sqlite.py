@@ -16,17 +16,16 @@ from pathlib import Path
 
 from choreo import failpoint
 from choreo.errors import StoreError
+from choreo.storage.schema import migrations, still_to_run
 from choreo.store import Claim
 
-SCHEMA_VERSION = 1
-_SCHEMA = (
-    "CREATE TABLE choreo_schema (version INTEGER NOT NULL)",
-    f"INSERT INTO choreo_schema VALUES ({SCHEMA_VERSION})",  # noqa: S608 - a constant of this file
-    # No rowid: the key is the row, so that a lookup is one search and an insert writes one page.
-    "CREATE TABLE choreo_claims (consumer_group TEXT NOT NULL, handler TEXT NOT NULL, event_id TEXT NOT NULL, run TEXT NOT NULL,"
-    " claimed_at_ms INTEGER NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (consumer_group, handler, event_id, run)) WITHOUT ROWID",
-)
+_MIGRATIONS = migrations("sqlite")
+SCHEMA_VERSION = _MIGRATIONS[-1].version
 _INSERT = "INSERT OR IGNORE INTO choreo_claims VALUES (?, ?, ?, ?, ?, ?)"
+_DELETE = (
+    "DELETE FROM choreo_claims WHERE (consumer_group, handler, event_id, run) IN (SELECT consumer_group, handler, event_id, run"
+    " FROM choreo_claims WHERE consumer_group = ? AND claimed_at_ms <= ? ORDER BY claimed_at_ms LIMIT ?)"
+)
 # One statement text a size: a full chunk's is parsed once and then comes from sqlite3's statement cache.
 _CHUNK_IDS = 500
 _CACHE_KIB = 16_384
@@ -89,13 +88,14 @@ class SqliteStore:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         with _transaction(connection):
-            if _schema_version(connection) is None:
-                for statement in _SCHEMA:
+            for step in still_to_run(_MIGRATIONS, _schema_version(connection)):
+                for statement in _statements(step.sql):
                     connection.execute(statement)
+                connection.execute("INSERT INTO choreo_schema VALUES (?)", [step.version])
             version = _schema_version(connection)
             # Changes nothing, but a file that can't be written is refused now and not at the first claim.
             connection.execute("UPDATE choreo_schema SET version = version WHERE FALSE")
-        if version != SCHEMA_VERSION:
+        if version > SCHEMA_VERSION:
             raise StoreError(
                 f"{self.describe()}: its schema is version {version}, this choreo knows {SCHEMA_VERSION};"
                 " run the choreo release that wrote it (or a newer one), or choose another path",
@@ -150,6 +150,14 @@ class SqliteStore:
         new = sorted((claim, payload) for claim, payload in claims if claim not in already)
         rows = [(self._group, handler, event_id, run, now_ms, payload) for (handler, event_id, run), payload in new]
         connection.executemany(_INSERT, rows)
+
+    def delete_older(self, age_s: float, limit: int) -> int:
+        connection = self._ready()
+        with self._explained("deleting old claims"):
+            with _transaction(connection):
+                self._check_file()
+                made_by_ms = time.time_ns() // 1_000_000 - round(age_s * 1000)
+                return connection.execute(_DELETE, (self._group, made_by_ms, limit)).rowcount
 
     def describe(self) -> str:
         return f"SQLite {self._shown}"
@@ -209,10 +217,20 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _schema_version(connection: sqlite3.Connection) -> int | None:
-    """The version the file was written with; None for a file without choreo's tables."""
+def _schema_version(connection: sqlite3.Connection) -> int:
+    """The version the file was written with; 0 for a file without choreo's tables."""
     with closing(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'choreo_schema'")) as rows:
         if rows.fetchone() is None:
-            return None
+            return 0
     (version,) = connection.execute("SELECT max(version) FROM choreo_schema").fetchone()
     return 0 if version is None else int(version)
+
+
+def _statements(sql: str) -> Iterator[str]:
+    """One by one: executescript() would commit what is under way."""
+    statement = ""
+    for part in sql.split(";"):
+        statement += f"{part};"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

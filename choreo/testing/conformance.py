@@ -856,6 +856,8 @@ def _past_millisecond(count: int) -> None:
 class StoreConformance:
     """The cases of `choreo.store`."""
 
+    deadline_s: ClassVar[float] = 30.0
+
     @pytest.fixture
     def store(self) -> Store:
         raise NotImplementedError("supply the store under test, not opened yet, without claims")
@@ -1020,9 +1022,90 @@ class StoreConformance:
         assert payments.lookup([claim, *neighbours]) == {claim}
         assert payments.claim([claim]) == {claim}
 
+    def test_ids_that_would_look_alike_escaped_are_told_apart(self, payments: Store) -> None:
+        claims = [Claim("charge-card", event_id) for event_id in ("\x00", "\\0", "\\\\0", "\\x00", "\\u0000", "%00")]
+
+        for number, claim in enumerate(claims):
+            assert payments.lookup(claims) == set(claims[:number])
+            assert payments.claim([claim]) == set()
+
+    def test_claims_that_are_old_enough_are_deleted_and_can_be_made_anew(self, payments: Store) -> None:
+        claim = Claim("charge-card", "e-1")
+        made_s = time.monotonic()
+        payments.claim([claim], [b"first"])
+
+        while payments.delete_older(0.2, 10) == 0:
+            assert time.monotonic() - made_s < self.deadline_s
+        age_s, left = time.monotonic() - made_s, payments.lookup([claim])
+        already = payments.claim([claim], [b"second"])
+
+        assert age_s > 0.19
+        assert (left, already) == (set(), set())
+        assert payments.payloads([claim]) == {claim: b"second"}
+
+    def test_claims_that_are_not_old_enough_stay(self, payments: Store) -> None:
+        claims = [Claim("charge-card", f"e-{number}") for number in range(20)]
+        payments.claim(claims)
+        # Sixty milliseconds would be over.
+        _past_millisecond(100)
+
+        deleted = payments.delete_older(60.0, 1_000)
+
+        assert deleted == 0
+        assert payments.lookup(claims) == set(claims)
+
+    def test_the_oldest_claims_are_deleted_first_and_no_more_than_were_asked_for(self, payments: Store) -> None:
+        # Neither the order of the ids nor that of the handlers is the order of time.
+        claims = [Claim(f"handler-{number * 3 % 7}", f"e-{number * 5 % 7}") for number in range(7)]
+        for claim in claims:
+            payments.claim([claim])
+            _past_millisecond(2)
+
+        deleted, left = [], []
+        for _ in range(4):
+            deleted.append(payments.delete_older(0.0, 2))
+            left.append(payments.lookup(claims))
+
+        assert deleted == [2, 2, 2, 1]
+        assert left == [set(claims[2:]), set(claims[4:]), set(claims[6:]), set()]
+
+    def test_claims_of_another_service_are_left_alone(self, payments: Store, another: Callable[[str], Store]) -> None:
+        claim = Claim("charge-card", "e-1")
+        stock = another("stock")
+        stock.claim([claim])
+        payments.claim([claim])
+
+        deleted = payments.delete_older(0.0, 10)
+
+        assert deleted == 1
+        assert stock.lookup([claim]) == {claim}
+        assert stock.delete_older(0.0, 10) == 1
+
+    def test_members_that_delete_at_once_delete_each_claim_once(self, payments: Store, another: Callable[[str], Store]) -> None:
+        claims = [Claim("charge-card", f"e-{number}") for number in range(300)]
+        payments.claim(claims)
+        _past_millisecond(2)
+        stores, deleted = [payments, another("payments")], [0, 0]
+
+        def delete_all(which: int) -> None:
+            until = time.monotonic() + self.deadline_s
+            while stores[which].lookup(claims) and time.monotonic() < until:
+                deleted[which] += stores[which].delete_older(0.0, 10)
+
+        threads = [threading.Thread(target=delete_all, args=[which]) for which in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        assert sum(deleted) == len(claims)
+        assert payments.lookup(claims) == set()
+
     def test_no_claims_are_none(self, payments: Store) -> None:
         assert payments.lookup([]) == set()
         assert payments.claim([]) == set()
+        assert payments.payloads([]) == {}
+        assert payments.delete_older(0.0, 10) == 0
 
     def test_a_second_open_and_a_second_close_do_nothing(self, store: Store) -> None:
         claim = Claim("charge-card", "e-1")
@@ -1045,6 +1128,8 @@ class StoreConformance:
         store.close()
         with pytest.raises(StoreError) as no_more:
             store.claim([claim])
+        with pytest.raises(StoreError):
+            store.delete_older(0.0, 10)
 
         assert not not_yet.value.retriable
         assert not no_more.value.retriable

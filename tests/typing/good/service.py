@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import assert_type
 
 import httpx
+from psycopg_pool import ConnectionPool
 
 from choreo import (
     Batcher,
@@ -16,6 +17,7 @@ from choreo import (
     Handler,
     KafkaSettings,
     MemoryStore,
+    PostgresStore,
     Published,
     Service,
     ServiceSettings,
@@ -96,3 +98,6 @@ async def lifespan(app: object) -> AsyncGenerator[None]:
 
 
 in_tests = Service("payments", store=MemoryStore(), settings=ServiceSettings(effects="claims"))
+by_conninfo = Service("payments", store=PostgresStore("host=db dbname=shop", schema="claims", lock_timeout_s=2.0))
+pool = ConnectionPool("host=db dbname=shop", open=False)
+by_pool = Service("payments", store=PostgresStore(pool), resources=[pool])

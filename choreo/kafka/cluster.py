@@ -28,6 +28,8 @@ from choreo.record import Record, TopicPartition
 
 _ASK_S = 10.0
 _LOOK_S = 1.0
+_IDS_S = 4.0
+"""A rebalance, and a stop, wait for it."""
 _DYNAMIC_TOPIC_CONFIG = 1
 _LEADER_MOVES = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.FENCED_LEADER_EPOCH)
 _NO_TOPIC_IDS = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION)
@@ -100,9 +102,9 @@ class KafkaCluster:
         found: dict[str, bytes] = {}
         if not topics:
             return found
-        for topic, future in self._client.describe_topics(TopicCollection(list(topics)), request_timeout=_ASK_S).items():
+        for topic, future in self._client.describe_topics(TopicCollection(list(topics)), request_timeout=_IDS_S).items():
             try:
-                topic_id = future.result(timeout=_ASK_S + 5).topic_id
+                topic_id = future.result(timeout=_IDS_S + 5).topic_id
             except KafkaException as error:
                 if error.args[0].code() in _NO_TOPIC_IDS:
                     continue

@@ -20,21 +20,25 @@ DONE, CUT_SHORT, REFUSED, CANT_GO_ON = 0, 1, 2, 4
 class Conduct:
     """What a worker's handlers do, some of it only for events of certain keys.
 
-    `ledger`: where each call and each effect is written down; None: nowhere. `store`: the claims' file; None: effects are
-    `offsets`. `emits`: each event causes a child on the topic ``notes``. `on_thread`: the handler is a plain `def`.
-    `work_s`: how long each handler works before its effect. Events of the keys in `held` wait before their effect until
-    the file `gate` is there; those in `stubborn` too, and won't be cancelled. Those in `failing` fail for good, those in
-    `forking` try choreo's clients in a forked child.
+    `ledger`: where each call and each effect is written down; None: nowhere. `attempts`: where the attempt of each effect is,
+    if there is a ledger. `store`: the claims' file; None: effects are `offsets`. `emits`: each event causes a child on the
+    topic ``notes``. `on_thread`: the handler is a plain `def`. `work_s`: how long each handler works before its effect.
+    Events of the keys in `held` wait before their effect until the file `gate` is there; those in `stubborn` too, and won't
+    be cancelled. The first one of the keys in `killing` kills its process before its effect, and the file `killed` keeps
+    the others from it. Those in `failing` fail for good, those in `forking` try choreo's clients in a forked child.
     """
 
     ledger: str | None = None
+    attempts: str = ""
     store: str | None = None
     gate: str = ""
+    killed: str = ""
     emits: bool = False
     on_thread: bool = False
     work_s: float = 0.0
     held: tuple[str, ...] = ()
     stubborn: tuple[str, ...] = ()
+    killing: tuple[str, ...] = ()
     failing: tuple[str, ...] = ()
     forking: tuple[str, ...] = ()
 

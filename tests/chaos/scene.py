@@ -16,6 +16,7 @@ from choreo.envelope import CAUSATION_ID, ID, child_id, header_text
 from choreo.letter import LetterState, dlq_headers, dlq_topic, letters_topic, read_state, replay_topic
 from choreo.record import Record, TopicPartition
 from choreo.testing.murmur2 import partition_of
+from tests.chaos.attempts import AttemptsFile
 from tests.chaos.conduct import CHILD_TYPE, DONE, HANDLER, SERVICE, Conduct
 from tests.support.checker import Report, check
 from tests.support.commits import CommitWatch
@@ -67,6 +68,7 @@ class Scene:
         self.gate = directory / "gate"
         self.store = directory / "claims.db"
         self.ledger = EffectsLedger(directory / "ledger.db")
+        self.attempts = AttemptsFile(directory / "attempts")
         self._workers: list[WorkerProcess] = []
         kafka.create_topic(self.orders, partitions=partitions)
         kafka.create_topic(self.notes, partitions=2)
@@ -79,7 +81,13 @@ class Scene:
 
     def conduct(self) -> Conduct:
         """What a worker does unless told otherwise: effects in the ledger, claims in the file of all."""
-        return Conduct(ledger=str(self.ledger.path), store=str(self.store), gate=str(self.gate))
+        return Conduct(
+            ledger=str(self.ledger.path),
+            attempts=str(self.attempts.path),
+            store=str(self.store),
+            gate=str(self.gate),
+            killed=str(self.directory / "killed"),
+        )
 
     def worker(
         self,

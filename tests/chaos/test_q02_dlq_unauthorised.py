@@ -25,7 +25,6 @@ def scene(kafka_sasl: KafkaCluster, names: Names, group_protocol: str, tmp_path:
     made.close()
 
 
-@pytest.mark.parametrize("group_protocol", ["consumer"])
 def test_the_keys_wait_and_nothing_is_committed_beyond_them_until_it_may(scene: Scene, kafka_sasl: KafkaCluster) -> None:
     allow(kafka_sasl, scene, scene.orders, scene.notes, scene.letters, scene.replays)
     allow_group(kafka_sasl, scene)

@@ -19,7 +19,6 @@ from tests.support.waiting import wait_for
 pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
 
 
-@pytest.mark.parametrize("group_protocol", ["classic"])
 def test_a_letter_without_a_state_is_an_abandoned_copy_and_is_never_replayed(scene: Scene) -> None:
     poison, behind = scene.produce_keys("poison", "poison")
     killed = scene.worker("killed", replace(scene.conduct(), failing=("poison",)), failpoint="after_dlq_ack=kill9")

@@ -12,7 +12,6 @@ from tests.chaos.scene import Scene
 pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
 
 
-@pytest.mark.parametrize("group_protocol", ["consumer"])
 def test_each_use_in_the_child_is_refused_and_none_hangs(scene: Scene) -> None:
     produced = scene.produce_keys("forking")
     worker = scene.worker(conduct=replace(scene.conduct(), forking=("forking",)))

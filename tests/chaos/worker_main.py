@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -31,6 +32,7 @@ from choreo import (
 from choreo.runtime.worker import Worker
 from choreo.service import Started
 from choreo.telemetry.logs import StepFormatter
+from tests.chaos.attempts import AttemptsFile
 from tests.chaos.conduct import CANT_GO_ON, CHILD_TYPE, CUT_SHORT, DONE, HANDLER, REFUSED, SERVICE, Conduct
 from tests.chaos.forked import KeptPublisher, try_in_a_child
 from tests.support.effects import EffectsLedger
@@ -53,12 +55,13 @@ class Noted(Event, type=CHILD_TYPE, topic="notes", key="key"):
 
 
 class _Booking:
-    """What both handlers do: write down the call, hold, work, have the effect, emit."""
+    """What both handlers do: write down the call, hold, work, die, have the effect, emit."""
 
     def __init__(self, conduct: Conduct, kept: KeptPublisher) -> None:
         self.conduct = conduct
         self._kept = kept
         self._ledger = None if conduct.ledger is None else EffectsLedger(Path(conduct.ledger))
+        self._attempts = AttemptsFile(Path(conduct.attempts))
 
     def call(self, context: Context) -> AbstractContextManager[None]:
         return nullcontext() if self._ledger is None else self._ledger.call(HANDLER, context.event_id)
@@ -67,11 +70,15 @@ class _Booking:
         return event.key in (*self.conduct.held, *self.conduct.stubborn) and not Path(self.conduct.gate).exists()
 
     def effect(self, event: Booked, context: Context) -> Noted | None:
+        if event.key in self.conduct.killing and not Path(self.conduct.killed).exists():
+            Path(self.conduct.killed).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         if event.key in self.conduct.failing:
             raise PermanentError(f"{event.key} is to fail")
         if event.key in self.conduct.forking:
             print("FORKED", json.dumps(try_in_a_child(self._kept, Noted(key=event.key, amount=event.amount))), flush=True)
         if self._ledger is not None:
+            self._attempts.record(context.event_id, context.attempt)
             self._ledger.record(HANDLER, context.event_id, event.key, event.amount)
         return Noted(key=event.key, amount=event.amount) if self.conduct.emits else None
 

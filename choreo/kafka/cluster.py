@@ -26,9 +26,10 @@ from choreo.kafka.errors import broker_error
 from choreo.kafka.records import record_of
 from choreo.record import Record, TopicPartition
 
+_log = logging.getLogger("choreo.kafka")
 _ASK_S = 10.0
 _LOOK_S = 1.0
-_IDS_S = 4.0
+_IDS_S = 2.0
 """A rebalance, and a stop, wait for it."""
 _DYNAMIC_TOPIC_CONFIG = 1
 _LEADER_MOVES = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.FENCED_LEADER_EPOCH)
@@ -107,6 +108,10 @@ class KafkaCluster:
                 topic_id = future.result(timeout=_IDS_S + 5).topic_id
             except KafkaException as error:
                 if error.args[0].code() in _NO_TOPIC_IDS:
+                    continue
+                if error.args[0].code() == KafkaError._TIMED_OUT:
+                    # The group works, so the brokers do: some (librdkafka's own) don't answer this.
+                    _log.warning("%s: the brokers don't say its id within %.0f s: offset maps are not used", topic, _IDS_S)
                     continue
                 raise self._problem(error, f"topic {topic}") from error
             halves = (topic_id.get_most_significant_bits(), topic_id.get_least_significant_bits())

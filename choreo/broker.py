@@ -119,12 +119,14 @@ class Producer(Protocol):
 
 
 class TopicInfo(msgspec.Struct, frozen=True):
-    """A topic as the broker has it. `config` holds the settings that were not defaults, as text."""
+    """A topic as the broker has it. `config` holds the settings that were not defaults, as text. `retention_ms`: for how long its
+    records are kept, whoever said so; -1: for ever, at least the last of each key; None where one may not know."""
 
     name: str
     partitions: int
     replication: int
     config: Mapping[str, str] = {}
+    retention_ms: int | None = None
 
 
 class LogReader(Protocol):

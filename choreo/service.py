@@ -26,6 +26,7 @@ from choreo.kafka.broker import KafkaBroker
 from choreo.kafka.embedded import EmbeddedBroker
 from choreo.kafka.settings import EMBEDDED
 from choreo.letter import dlq_topic, letters_topic, replay_topic
+from choreo.runtime.claim_retention import DAY_S, needed_s, too_short
 from choreo.runtime.emitting import Emitter
 from choreo.runtime.preflight import check_topics, patiently, wait_for_kafka
 from choreo.runtime.publishing import Publishing
@@ -232,6 +233,7 @@ class Service:
             until_s = asyncio.get_running_loop().time() + settings.start_deadline_s
             found, topics = await wait_for_kafka(broker, until_s)
             self._check_topics(topics, plan.names, consume=consume)
+            plan = dataclasses.replace(plan, claims_retention_s=self._claims_retention_s(settings, topics, plan.names))
             protocol = await _group_protocol(broker) if consume and self.specs else None
             worker = Worker(plan, broker)
             try:
@@ -241,6 +243,17 @@ class Service:
                 yield worker
             finally:
                 worker.clean = await worker.stop()
+
+    def _claims_retention_s(self, settings: ServiceSettings, topics: Mapping[str, TopicInfo], names: Callable[[str], str]) -> float:
+        """For how long claims are kept. Raises ConfigurationError where that is too short, and an event could be handled twice."""
+        consumed = [topics[names(topic)] for topic in self.consumed_topics() if names(topic) in topics]
+        own = [topics[names(topic(self.name))] for topic in (dlq_topic, replay_topic) if names(topic(self.name)) in topics]
+        if settings.claims_retention_s is None:
+            return needed_s(consumed, own) + DAY_S
+        wrong = too_short(settings.claims_retention_s, consumed, own)
+        if wrong is not None:
+            raise ConfigurationError(f"{self.name}: claims_retention_s: {wrong}")
+        return settings.claims_retention_s
 
     def _check_topics(self, topics: Mapping[str, Any], names: Callable[[str], str], *, consume: bool) -> None:
         why = {names(topic): "emitted" for topic in self.emitted_topics()}

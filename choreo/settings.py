@@ -32,6 +32,7 @@ class ServiceSettings:
     `threads`: for plain ``def`` handlers. `drain_s`: how long a stop may take. `strict`: events without a handler are
     dead-lettered instead of skipped. `topic_names` maps logical topics to the broker's; `topic_prefix` stands before all of
     them, the group and choreo's own topics. `start_deadline_s`: how long to wait for Kafka at the start.
+    `claims_retention_s`: how old claims are deleted; None: when no event of theirs can come again, and a day later.
     `broker`: another implementation of the broker port (choreo.testing.MemoryBroker) in place of Kafka.
     """
 
@@ -46,6 +47,7 @@ class ServiceSettings:
     topic_prefix: str = ""
     start_deadline_s: float = 60.0
     accept_lost_offsets: bool = False
+    claims_retention_s: float | None = None
     broker: Broker | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -60,6 +62,8 @@ class ServiceSettings:
             raise ConfigurationError(f"effects={self.effects!r} is not part of this release; use claims or offsets")
         if self.effects not in (None, "offsets", "claims"):
             raise ConfigurationError(f"effects={self.effects!r}; use claims or offsets")
+        if self.claims_retention_s is not None and not self.claims_retention_s > 0:
+            raise ConfigurationError(f"claims_retention_s={self.claims_retention_s}; use seconds above 0, or leave it out")
         for name, least, most in (
             ("concurrency", 1, 10_000),
             ("threads", 1, 1_000),
@@ -129,6 +133,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "strict": _flag,
     "start_deadline_s": float,
     "accept_lost_offsets": _flag,
+    "claims_retention_s": float,
 }
 _OTHERS = frozenset(
     {

@@ -38,6 +38,17 @@ _LEADER_MOVES_S = 0.1
 _HOPELESS = frozenset({"_ALL_BROKERS_DOWN", "_AUTHENTICATION", "_SSL", "SASL_AUTHENTICATION_FAILED"})
 
 
+def _not_defaults(entries: Sequence[Any]) -> dict[str, str]:
+    return {entry.name: entry.value for entry in entries if entry.source == _DYNAMIC_TOPIC_CONFIG and entry.value is not None}
+
+
+def _retention_ms(entries: Sequence[Any]) -> int | None:
+    values = {entry.name: entry.value or "" for entry in entries}
+    if "retention.ms" not in values:
+        return None
+    return int(values["retention.ms"]) if "delete" in values.get("cleanup.policy", "delete").split(",") else -1
+
+
 class KafkaCluster:
     """See `choreo.broker.Cluster`."""
 
@@ -78,25 +89,27 @@ class KafkaCluster:
         configs = self._configs(list(found))
         return {
             name: TopicInfo(
-                name, len(t.partitions), min((len(p.replicas) for p in t.partitions.values()), default=0), configs.get(name, {})
+                name,
+                len(t.partitions),
+                min((len(p.replicas) for p in t.partitions.values()), default=0),
+                _not_defaults(configs.get(name, ())),
+                _retention_ms(configs.get(name, ())),
             )
             for name, t in found.items()
         }
 
-    def _configs(self, names: list[str]) -> dict[str, dict[str, str]]:
+    def _configs(self, names: list[str]) -> dict[str, Sequence[Any]]:
         wanted = [name for name in names if not name.startswith("__")]
         if not wanted:
             return {}
         answers = self._client.describe_configs([ConfigResource(ResourceType.TOPIC, name) for name in wanted], request_timeout=_ASK_S)
-        configs: dict[str, dict[str, str]] = {}
+        configs: dict[str, Sequence[Any]] = {}
         for resource, future in answers.items():
             try:
                 entries = future.result(timeout=_ASK_S + 5)
             except KafkaException:
                 continue  # DESCRIBE_CONFIGS is a right of its own; a topic's settings are then unknown, not wrong
-            configs[resource.name] = {
-                e.name: e.value for e in entries.values() if e.source == _DYNAMIC_TOPIC_CONFIG and e.value is not None
-            }
+            configs[resource.name] = list(entries.values())
         return configs
 
     def topic_ids(self, topics: Sequence[str]) -> Mapping[str, bytes]:

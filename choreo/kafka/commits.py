@@ -130,9 +130,10 @@ class OffsetCommits:
         self._commit_after_s = time.monotonic() + min(_AGAIN_MOST_S, _AGAIN_FIRST_S * 2**self._refusals)
         self._refusals = min(self._refusals + 1, 10)
 
-    def commit_now(self, offsets: Mapping[TopicPartition, Committed]) -> None:
-        """These, and waits. A text that is too long is left out: the offset counts more."""
-        left = self._rising(offsets)
+    def commit_now(self, offsets: Mapping[TopicPartition, Committed], *, texts: bool = True) -> None:
+        """These, and waits: up to the session's timeout where the coordinator is out of reach. A text that is too long is left out:
+        the offset counts more. `texts` False: nothing is waited for where the text alone has changed."""
+        left = {p: c for p, c in self._rising(offsets).items() if texts or c.offset != self._known.get(p)}
         for partition in left:
             self._wanted.pop(partition, None)
         while left:

@@ -42,6 +42,8 @@ class KafkaConsumer:
         """What went through a callback since the last record was taken."""
         self._paused_early: set[TopicPartition] = set()
         self._closed = False
+        self._failing = False
+        """It has raised: whoever closes it now may wait for a coordinator that doesn't answer."""
         self._listener: Rebalanced | None = None
         self._group = str(properties["group.id"])
         self._commits = OffsetCommits(self._group)
@@ -99,7 +101,7 @@ class KafkaConsumer:
         self._moved.update(partitions)
         with self._ends_the_client():
             offsets = self._listener.revoked(partitions)
-            self._commits.commit_now({p: o for p, o in offsets.items() if p in self._assigned})
+            self._commits.commit_now({p: o for p, o in offsets.items() if p in self._assigned}, texts=not self._failing)
             self._drop(partitions)
             client.incremental_unassign(places)
 
@@ -194,6 +196,7 @@ class KafkaConsumer:
             error = self._errors.popleft()
             problem = error if isinstance(error, BrokerError) else broker_error(error, f"group {self._group}")
             if problem.code not in _PASSING or problem.fatal:
+                self._failing = True
                 raise problem
             logging.getLogger("choreo.kafka").warning("%s", problem)
 

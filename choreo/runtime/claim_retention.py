@@ -11,16 +11,13 @@ from collections.abc import Sequence
 
 from choreo.broker import TopicInfo
 
-_DAY_S = 86_400.0
-_KAFKAS_DEFAULT_MS = 7 * 86_400_000
+DAY_S = 86_400.0
 
 
 def kept_s(topic: TopicInfo) -> float:
-    """For how long Kafka keeps a record of a topic; `math.inf` where it is kept for ever, as the last of each key of a compacted
-    topic. Kafka deletes whole segments, so that some records are there for longer, by up to their topic's segment.ms."""
-    policy = topic.config.get("cleanup.policy", "delete")
-    retention_ms = int(topic.config.get("retention.ms", _KAFKAS_DEFAULT_MS))
-    return math.inf if retention_ms < 0 or "delete" not in policy.split(",") else retention_ms / 1000
+    """For how long Kafka keeps a record of a topic; `math.inf` where it is kept for ever (as the last of each key of a
+    compacted topic), or it may for all we know. Kafka deletes whole segments, so that some records are there for longer, by up to their topic's segment.ms."""
+    return math.inf if topic.retention_ms is None or topic.retention_ms < 0 else topic.retention_ms / 1000
 
 
 def needed_s(consumed: Sequence[TopicInfo], own: Sequence[TopicInfo]) -> float:
@@ -45,4 +42,4 @@ def too_short(retention_s: float, consumed: Sequence[TopicInfo], own: Sequence[T
 
 
 def _days(seconds: float) -> str:
-    return "for ever" if seconds == math.inf else f"{round(seconds / _DAY_S, 2):,.12g} d"
+    return "for ever" if seconds == math.inf else f"{round(seconds / DAY_S, 2):,.12g} d"

@@ -19,6 +19,7 @@ from typing import TypeVar
 from choreo.core.partition import Delivery
 from choreo.errors import StoreError
 from choreo.letter import payload_digest
+from choreo.runtime.claim_cleaning import ClaimCleaning
 from choreo.store import Claim, Store
 from choreo.telemetry.counters import Counters
 
@@ -58,6 +59,10 @@ class Claims:
 
     async def open(self, group: str) -> None:
         await self._patiently(lambda: self._store.open(group))
+
+    def cleaning(self, retention_s: float) -> ClaimCleaning:
+        """What deletes those that are older."""
+        return ClaimCleaning(self._store, self._in_thread, retention_s)
 
     def describe(self) -> str:
         return self._store.describe()

@@ -89,6 +89,7 @@ class Plan:
     drain_s: float = 25.0
     revoke_s: float = 8.0
     strict: bool = False
+    claims_retention_s: float = inf
     tracing: Any = field(default=None, repr=False)
 
 
@@ -150,6 +151,8 @@ class Worker:
             await self._claims.open(self.plan.group)
         if not consume or not self.reader.topics:
             return
+        if self._claims is not None:
+            self.run_beside(self._claims.cleaning(self.plan.claims_retention_s).run())
         await self.history.open(known={name for spec in self.plan.specs for name in (spec.name, *spec.aliases)})
         self._letters = DeadLetters(self.plan.service, self.plan.version, self.sends, self.plan.names, self.history.state_partitions)
         for slot in self._slots:

@@ -739,9 +739,20 @@ class BrokerConformance:
         with pytest.raises(BrokerError) as refused:
             cluster.create([wanted])
 
-        assert made == wanted
+        assert (made.name, made.partitions, made.replication, made.config) == (name, 3, 1, wanted.config)
+        assert made.retention_ms == -1  # of each key the last is kept
         assert (refused.value.code, refused.value.retriable) == ("TOPIC_ALREADY_EXISTS", False)
         cluster.close()
+
+    def test_a_topic_says_for_how_long_its_records_are_kept(self, broker: Broker) -> None:
+        cluster = broker.cluster()
+        name = f"made-{uuid.uuid4().hex[:12]}"
+
+        cluster.create([TopicInfo(name, 1, 1, {"retention.ms": "60000"})])
+        made = self.visible(broker, name, 1)
+        cluster.close()
+
+        assert made.retention_ms == 60_000
 
     def test_partitions_can_be_added(self, broker: Broker, clients: Clients, topic: MakeTopic) -> None:
         name = topic(2)

@@ -159,6 +159,16 @@ class MemoryBroker:
             self._state.clear_faults()
 
 
+_KAFKAS_RETENTION_MS = 7 * 86_400_000
+
+
+def _with_retention(info: TopicInfo) -> TopicInfo:
+    """What Kafka says of it: its own setting, else the default; nothing here is ever deleted."""
+    kept = "delete" not in info.config.get("cleanup.policy", "delete").split(",")
+    retention_ms = -1 if kept else int(info.config.get("retention.ms", _KAFKAS_RETENTION_MS))
+    return TopicInfo(info.name, info.partitions, info.replication, info.config, retention_ms)
+
+
 class MemoryCluster:
     """See `choreo.broker.Cluster`."""
 
@@ -167,7 +177,7 @@ class MemoryCluster:
 
     def topics(self) -> Mapping[str, TopicInfo]:
         with self._state.changed:
-            return {name: topic.info for name, topic in self._state.topics.items()}
+            return {name: _with_retention(topic.info) for name, topic in self._state.topics.items()}
 
     def create(self, topics: Sequence[TopicInfo]) -> None:
         """As Kafka does, it makes what it can and then raises for the first that it could not."""

@@ -18,6 +18,7 @@ LIMITS: Mapping[str, str] = {
     "test_a_record_that_is_too_large_is_refused_for_good": "it takes records of any size",
     "test_a_record_for_an_unknown_topic_is_refused_for_good": "it does not say so: the record expires",
     "test_a_topic_that_was_made_is_there_and_cannot_be_made_again": "its topics have 4 partitions and no settings",
+    "test_a_topic_says_for_how_long_its_records_are_kept": "its topics have no settings",
     "test_partitions_can_be_added": "its topics have 4 partitions",
     "test_a_topics_settings_are_set_beside_those_it_has": "its topics have no settings",
     "test_a_text_that_is_too_long_is_refused_with_its_offset": "it takes texts of any length",

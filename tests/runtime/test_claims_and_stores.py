@@ -9,9 +9,11 @@ from collections.abc import Collection
 import pytest
 
 from choreo.envelope import Envelope
-from choreo.errors import StoreError, TransientError
+from choreo.errors import ConfigurationError, StoreError, TransientError
 from choreo.handler import Context, Failure
 from choreo.runtime import claims, intake
+from choreo.service import Service
+from choreo.settings import ServiceSettings
 from choreo.storage.memory import MemoryStore
 from choreo.store import Claim
 from tests.runtime.shop import (
@@ -229,3 +231,52 @@ async def test_an_attempt_is_not_repeated_when_another_member_handled_the_duplic
 
     assert (book.calls, book.done) == (["twice", "twice"], ["twice"])
     assert (one.counters.duplicates + two.counters.duplicates, broker.records(f"{SHOP}.dlq")) == (1, [])
+
+
+# ---- how long claims are kept -----------------------------------------------------------------------------------------------
+
+DAY_S = 86_400.0
+
+
+class NotedStore(MemoryStore):
+    """Notes how old the claims were that it was told to delete."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ages_s: list[float] = []
+
+    def delete_older(self, age_s: float, limit: int) -> int:
+        self.ages_s.append(age_s)
+        return super().delete_older(age_s, limit)
+
+
+async def test_claims_are_deleted_a_day_after_their_events_can_not_come_again() -> None:
+    broker, store = shop_broker(), NotedStore()
+    for topic, days in (("orders", 3), (f"{SHOP}.dlq", 14), (f"{SHOP}.replay", 90)):
+        broker.cluster().configure(topic, {"retention.ms": str(int(days * DAY_S * 1000))})
+
+    async with shop(broker, Book(), store=store).worker() as worker:
+        await becomes(lambda: store.ages_s, "it cleans", worker)
+
+    assert store.ages_s == [(3 + 14 + 90 + 1) * DAY_S]
+
+
+async def test_where_a_topic_keeps_its_records_for_ever_claims_are_kept_for_ever() -> None:
+    broker, store, book = shop_broker(), NotedStore(), Book()
+    broker.cluster().configure("orders", {"retention.ms": "-1"})
+    place(broker, "e0")
+
+    async with shop(broker, book, store=store).worker() as worker:
+        await becomes(lambda: committed(broker) == 1, "it is settled", worker)
+
+    assert store.ages_s == []
+
+
+async def test_a_service_that_would_forget_a_claim_before_its_event_is_gone_does_not_start() -> None:
+    broker = shop_broker()
+    settings = ServiceSettings(broker=broker, claims_retention_s=DAY_S)
+    made = Service(SHOP, handlers=[Book()], store=MemoryStore(), settings=settings)
+
+    with pytest.raises(ConfigurationError, match=r"shop: claims_retention_s: claims are kept 1 d, but an event can come again for 21 d"):
+        async with made.worker():
+            raise AssertionError("it runs")

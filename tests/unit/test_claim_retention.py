@@ -12,11 +12,13 @@ from choreo.runtime.claim_retention import kept_s, needed_s, too_short
 DAY_S = 86_400.0
 
 
-def topic(name: str, days: float | None = None, policy: str | None = None) -> TopicInfo:
-    config = {} if days is None else {"retention.ms": str(round(days * DAY_S * 1000))}
-    if policy is not None:
-        config["cleanup.policy"] = policy
-    return TopicInfo(name, 6, 3, config)
+def topic(name: str, days: float | None = None) -> TopicInfo:
+    """Kept for so many days; None: nobody may know."""
+    return TopicInfo(name, 6, 3, {}, None if days is None else round(days * DAY_S * 1000))
+
+
+def kept_for_ever(name: str) -> TopicInfo:
+    return TopicInfo(name, 6, 3, {}, -1)
 
 
 ORDERS, PAYMENTS = topic("orders", 7), topic("payments", 3)
@@ -27,13 +29,9 @@ OWN = [topic("payments.dlq", 14), topic("payments.replay", 90)]
     ("asked", "expected_s"),
     [
         (topic("a", 3), 3 * DAY_S),
-        (topic("a"), 7 * DAY_S),  # Kafka's default
-        (TopicInfo("a", 1, 1, {"retention.ms": "1"}), 0.001),
-        (TopicInfo("a", 1, 1, {"retention.ms": "-1"}), math.inf),
-        (topic("a", 3, "delete"), 3 * DAY_S),
-        (topic("a", 3, "compact,delete"), 3 * DAY_S),
-        (topic("a", 3, "compact"), math.inf),
-        (TopicInfo("a", 1, 1, {"cleanup.policy": "compact,delete", "retention.ms": "-1"}), math.inf),
+        (TopicInfo("a", 1, 1, {}, 1), 0.001),
+        (kept_for_ever("a"), math.inf),
+        (topic("a"), math.inf),
     ],
 )
 def test_a_topic_keeps_its_records_as_it_is_set(asked: TopicInfo, expected_s: float) -> None:
@@ -44,7 +42,7 @@ def test_an_event_comes_again_from_its_topic_then_as_a_letter_then_by_a_replay()
     assert needed_s([ORDERS, PAYMENTS], OWN) == (7 + 14 + 90) * DAY_S
     assert needed_s([], OWN) == 104 * DAY_S
     assert needed_s([ORDERS], []) == 7 * DAY_S
-    assert needed_s([ORDERS, topic("prices", policy="compact")], OWN) == math.inf
+    assert needed_s([ORDERS, kept_for_ever("prices")], OWN) == math.inf
 
 
 @pytest.mark.parametrize(("days", "fine"), [(110.9, False), (111, False), (111.1, True), (math.inf, True)])
@@ -60,9 +58,9 @@ def test_what_is_too_short_is_told_in_a_sentence_that_says_what_to_do() -> None:
 
 
 def test_events_that_stay_for_ever_ask_for_claims_that_do() -> None:
-    told = too_short(3_650 * DAY_S, [ORDERS, topic("prices", policy="compact")], OWN)
+    told = too_short(3_650 * DAY_S, [ORDERS, kept_for_ever("prices")], OWN)
 
     assert told is not None
     assert "claims are kept 3,650 d, but an event can come again for ever (prices for ever + payments.dlq 14 d" in told
     assert "keep claims for ever, or let Kafka" in told
-    assert too_short(math.inf, [topic("prices", policy="compact")], OWN) is None
+    assert too_short(math.inf, [kept_for_ever("prices")], OWN) is None

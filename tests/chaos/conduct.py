@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -25,7 +26,9 @@ class Conduct:
     topic ``notes``. `on_thread`: the handler is a plain `def`. `work_s`: how long each handler works before its effect.
     Events of the keys in `held` wait before their effect until the file `gate` is there; those in `stubborn` too, and won't
     be cancelled. The first one of the keys in `killing` kills its process before its effect, and the file `killed` keeps
-    the others from it. Those in `failing` fail for good, those in `forking` try choreo's clients in a forked child.
+    the others from it. Those in `failing` fail for good, those in `shaky` each time, to be tried again `again_s` seconds
+    later, those in `forking` try choreo's clients in a forked child. Events whose ids are in `ending` end their process
+    whenever they begin, by `ended_by`.
     """
 
     ledger: str | None = None
@@ -35,12 +38,17 @@ class Conduct:
     killed: str = ""
     emits: bool = False
     on_thread: bool = False
+    max_attempts: int = 2
     work_s: float = 0.0
     held: tuple[str, ...] = ()
     stubborn: tuple[str, ...] = ()
     killing: tuple[str, ...] = ()
     failing: tuple[str, ...] = ()
+    shaky: tuple[str, ...] = ()
+    again_s: float = 0.05
     forking: tuple[str, ...] = ()
+    ending: tuple[str, ...] = ()
+    ended_by: Literal["SIGKILL", "abort"] = "SIGKILL"
 
     def environment(self) -> dict[str, str]:
         """For the worker's process."""

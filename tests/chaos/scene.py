@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from choreo.core.offset_map import OffsetMap
 from choreo.envelope import CAUSATION_ID, ID, child_id, header_text
 from choreo.letter import LetterState, dlq_headers, dlq_topic, letters_topic, read_state, replay_topic
 from choreo.record import Record, TopicPartition
@@ -26,6 +27,7 @@ from tests.support.history import CleanStop, Commit, History, Letter, Produced, 
 from tests.support.kafka_access import KafkaAccess
 from tests.support.names import Names
 from tests.support.nemesis import SEED_VARIABLE
+from tests.support.offset_maps import maps
 from tests.support.process import READY, WorkerProcess
 from tests.support.producer import produce_events, random_events
 
@@ -167,6 +169,10 @@ class Scene:
 
     def committed(self) -> dict[TopicPartition, int | None]:
         return self.kafka.committed(self.group, [self.orders])
+
+    def maps(self) -> dict[int, OffsetMap]:
+        """What stands beside the committed offsets, by partition."""
+        return maps(self.kafka, self.group, self.orders)
 
     def committed_events(self, produced: Collection[Produced]) -> list[Produced]:
         """Those of `produced` that the group will not read again."""

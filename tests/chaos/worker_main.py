@@ -28,6 +28,7 @@ from choreo import (
     Service,
     ServiceSettings,
     SqliteStore,
+    TransientError,
 )
 from choreo.runtime.worker import Worker
 from choreo.service import Started
@@ -66,6 +67,12 @@ class _Booking:
     def call(self, context: Context) -> AbstractContextManager[None]:
         return nullcontext() if self._ledger is None else self._ledger.call(HANDLER, context.event_id)
 
+    def end_the_process(self, context: Context) -> None:
+        if context.event_id in self.conduct.ending:
+            if self.conduct.ended_by == "abort":
+                os.abort()
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def must_wait(self, event: Booked) -> bool:
         return event.key in (*self.conduct.held, *self.conduct.stubborn) and not Path(self.conduct.gate).exists()
 
@@ -75,6 +82,8 @@ class _Booking:
             os.kill(os.getpid(), signal.SIGKILL)
         if event.key in self.conduct.failing:
             raise PermanentError(f"{event.key} is to fail")
+        if event.key in self.conduct.shaky:
+            raise TransientError(f"{event.key} is to fail this time", retry_after_s=self.conduct.again_s)
         if event.key in self.conduct.forking:
             print("FORKED", json.dumps(try_in_a_child(self._kept, Noted(key=event.key, amount=event.amount))), flush=True)
         if self._ledger is not None:
@@ -85,15 +94,16 @@ class _Booking:
 
 class Book(Handler[Booked]):
     name = HANDLER
-    retry = RetryPolicy(max_attempts=2, base_delay_s=0.05)
     timeout_s = 600.0
 
     def __init__(self, booking: _Booking) -> None:
         self._booking = booking
+        self.retry = RetryPolicy(max_attempts=booking.conduct.max_attempts, base_delay_s=0.05)
 
     async def handle(self, event: Envelope[Booked], context: Context) -> Noted | None:
         booked, booking = event.payload, self._booking
         with booking.call(context):
+            booking.end_the_process(context)
             while booking.must_wait(booked):
                 try:
                     await asyncio.sleep(LOOK_AGAIN_S)
@@ -107,15 +117,16 @@ class Book(Handler[Booked]):
 
 class BookOnThread(Handler[Booked]):
     name = HANDLER
-    retry = RetryPolicy(max_attempts=2, base_delay_s=0.05)
     timeout_s = 600.0
 
     def __init__(self, booking: _Booking) -> None:
         self._booking = booking
+        self.retry = RetryPolicy(max_attempts=booking.conduct.max_attempts, base_delay_s=0.05)
 
     def handle(self, event: Envelope[Booked], context: Context) -> Noted | None:
         booked, booking = event.payload, self._booking
         with booking.call(context):
+            booking.end_the_process(context)
             while booking.must_wait(booked):
                 time.sleep(LOOK_AGAIN_S)
             if booking.conduct.work_s:

@@ -25,7 +25,12 @@ DIED_OF = {"SIGKILL": -signal.SIGKILL, "abort": -signal.SIGABRT}
 
 @pytest.mark.parametrize(
     ("group_protocol", "on_thread", "ended_by"),
-    [("classic", False, "SIGKILL"), ("consumer", False, "abort"), ("classic", True, "abort"), ("consumer", True, "SIGKILL")],
+    [
+        ("classic", False, "SIGKILL"),
+        pytest.param("consumer", False, "abort", marks=pytest.mark.long),
+        pytest.param("classic", True, "abort", marks=pytest.mark.long),
+        ("consumer", True, "SIGKILL"),
+    ],
     ids=["classic-async-SIGKILL", "consumer-async-abort", "classic-thread-abort", "consumer-thread-SIGKILL"],
 )
 def test_it_is_dead_lettered_after_a_few_starts_and_all_others_are_handled(
@@ -71,6 +76,7 @@ def test_one_that_comes_when_all_before_it_is_done_is_dead_lettered_too(scene: S
     require_letter(scene, killer, crashes)
 
 
+@pytest.mark.long
 def test_it_is_dead_lettered_too_where_the_broker_takes_no_map(names: Names, group_protocol: str, tmp_path: Path) -> None:
     # Only what is known of crashes fits there: not which of the others are finished.
     little = KafkaCluster(1, properties={"offset.metadata.max.bytes": "100"})

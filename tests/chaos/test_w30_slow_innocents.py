@@ -14,7 +14,7 @@ from tests.chaos.scene import Scene
 from tests.support.kafka_access import KafkaAccess
 from tests.support.names import Names
 
-pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
+pytestmark = [pytest.mark.kafka, pytest.mark.chaos, pytest.mark.long]
 
 PARTITIONS = 12
 WORK_S = 0.5

@@ -24,7 +24,7 @@ from tests.support.names import Names
 from tests.support.process import WorkerProcess
 from tests.support.waiting import wait_for
 
-pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
+pytestmark = [pytest.mark.kafka, pytest.mark.chaos, pytest.mark.long]
 
 LOGIN_MS = 2_000
 """So long a connection may go on before it logs in again."""

@@ -47,6 +47,8 @@ class Hold(Handler[Placed]):
             raise TransientError("not today", retry_after_s=3600)
 
 
+@pytest.mark.chaos
+@pytest.mark.long
 async def test_maps_that_are_too_large_for_one_request_go_in_several_and_every_offset_advances(
     ground_of_each_protocol: Ground, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -48,7 +48,7 @@ def memory_consumer(member: Member) -> MemoryConsumer:
 def test_it_is_a_broker(broker: MemoryBroker) -> None:
     as_port: Broker = broker
 
-    assert as_port.cluster().topics() == {"orders": TopicInfo("orders", 2, 1)}
+    assert as_port.cluster().topics() == {"orders": TopicInfo("orders", 2, 1, {}, 7 * 86_400_000)}
 
 
 # ---- the log ------------------------------------------------------------------------------------------------------------

@@ -611,8 +611,9 @@ async def test_an_entry_of_the_log_is_not_paid_for_by_looking_at_the_requests_th
 
         worker.replays.came([ReplayOutcome(run="r1", handler="work", event_id="e0", result="resolved", at=datetime.now(UTC))])
         worker.replays.came([elsewhere("e100")])
+        looked_at_so_far = list(looked_at)  # before anything else runs: to catch up with the log is to look at all that waits
 
-    assert looked_at == ["e100"]
+    assert looked_at_so_far == ["e100"]
 
 
 def elsewhere(event_id: str) -> Request:

@@ -12,7 +12,8 @@
     │   └── TransientError   retried; `retry_after_s` overrides the backoff
     │       └── HandlerTimeoutError
     ├── BrokerError          Kafka: `retriable`, `fatal`
-    ├── StoreError           the claims' store: `retriable`
+    ├── StoreError           the store: `retriable`
+    │   └── TransactionLostError   a handlers' transaction ended by itself; its deliveries run again
     └── StateError           us: an invariant does not hold; stop without committing
 
 A message says what happened, against what, and what to do; the facts it was made of stay as attributes. The messages
@@ -100,11 +101,24 @@ class BrokerError(ChoreoError):
 
 
 class StoreError(ChoreoError):
-    """The store of claims refused or failed; `retriable` says whether waiting may help."""
+    """The store refused or failed; `retriable` says whether waiting may help."""
 
     def __init__(self, message: str, *, retriable: bool = True) -> None:
         super().__init__(message)
         self.retriable = retriable
+
+
+class TransactionLostError(StoreError):
+    """The transaction of a burst can't go on, or nobody knows whether it was committed; its deliveries run again, one by one.
+
+    `reason` is one of `claimed` (another member has claimed an event of it), `deadlock`, `serialization`, `lock` (one was waited for too
+    long), `quiet` (the database ended it, for it was silent for too long), `connection` (lost, COMMIT unanswered or not sent),
+    `rolled-back` (a statement of a handler did that).
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message, retriable=True)
+        self.reason = reason
 
 
 class StateError(ChoreoError):

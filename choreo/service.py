@@ -21,7 +21,7 @@ from choreo.broker import Broker, TopicInfo
 from choreo.codec import JsonCodec
 from choreo.errors import ConfigurationError
 from choreo.events import AnyEvent, EventLike, check_key, own_spec
-from choreo.handler import Handler, describe
+from choreo.handler import Handler, HandlerSpec, describe
 from choreo.kafka.broker import KafkaBroker
 from choreo.kafka.embedded import EmbeddedBroker
 from choreo.kafka.settings import EMBEDDED
@@ -34,7 +34,7 @@ from choreo.runtime.reading import rename
 from choreo.runtime.worker import Plan, Worker
 from choreo.settings import Resolved, ServiceSettings, resolve
 from choreo.storage.sqlite import SqliteStore
-from choreo.store import Store
+from choreo.store import Store, Transactional
 from choreo.telemetry.logs import carry_step_on_log_records
 
 _log = logging.getLogger("choreo.service")
@@ -99,11 +99,7 @@ class Service:
                         f"service {self.name}: two handlers are called {written!r}; names are stored, give each its own"
                     )
                 names[written] = spec.name
-            if spec.transaction is not None:
-                raise ConfigurationError(
-                    f"handler {spec.name}: Handler[..., {spec.transaction.__name__}] asks for transaction effects, which are not part of this "
-                    "release; use Handler[...] (claims) and context.idempotency_key()"
-                )
+            self._check_transaction(spec)
             if len(spec.topics) > 1:
                 _log.warning(
                     "handler %s joins topics %s: events of two topics with the same key may run at the same time; lock its row "
@@ -124,6 +120,26 @@ class Service:
                 raise ConfigurationError(
                     f"service {self.name}: {known.type} is on topic {other.__event__.topic} in {other.__name__} and on {known.topic} in {cls.__name__}"
                 )
+
+    def _check_transaction(self, spec: HandlerSpec) -> None:
+        """Whether the store has connections of the kind that the handler asks for, and the handler is the kind of function they need."""
+        if spec.transaction is None:
+            return
+        asks = f"handler {spec.name}: Handler[..., {spec.transaction.__name__}]"
+        if self.settings.effects == "offsets":
+            raise ConfigurationError(f'{asks} is handled in a transaction; leave out effects="offsets", or its second parameter')
+        store: object = self.store
+        made = store.transactions(spec.transaction) if isinstance(store, Transactional) else None
+        if made is None:
+            given = "no store was given" if self.store is None else f"{type(self.store).__name__} has none of that class"
+            raise ConfigurationError(
+                f"{asks} writes in a transaction of the service's database, and {given}; use "
+                "store=PostgresStore(conninfo) with psycopg.AsyncConnection or psycopg.Connection, or store=SqliteStore(path) with "
+                "sqlite3.Connection; without a transaction: Handler[...] (claims)"
+            )
+        if made.blocking is not spec.on_thread:
+            wanted, why = ("def handle", "its connections block") if made.blocking else ("async def handle", "its connections are async")
+            raise ConfigurationError(f"{asks}: {why}; write '{wanted}'")
 
     def event_types(self) -> list[type[EventLike]]:
         """Every event type the service knows: handled, emitted, published."""

@@ -23,6 +23,12 @@ StartPolicy = Literal["earliest", "latest", "refuse"] | datetime
 Effects = Literal["offsets", "claims"]
 
 
+_NOT_HERE = {
+    "transaction": "is what a handler asks for by its type, Handler[SomeEvent, AsyncConnection]; leave effects= out",
+    "kafka": "is not part of this release; use claims or offsets",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSettings:
     """How a service runs; checked when made, before anything is opened.
@@ -58,8 +64,8 @@ class ServiceSettings:
                 raise ConfigurationError(f"start={self.start.isoformat()}: {EMBEDDED} can't find offsets by time; use earliest or latest")
         elif self.start not in ("earliest", "latest", "refuse"):
             raise ConfigurationError(f"start={self.start!r}; use earliest, latest, refuse, or a time such as 2026-11-22T03:00:00Z")
-        if self.effects in ("transaction", "kafka"):
-            raise ConfigurationError(f"effects={self.effects!r} is not part of this release; use claims or offsets")
+        if str(self.effects) in _NOT_HERE:
+            raise ConfigurationError(f"effects={self.effects!r} {_NOT_HERE[str(self.effects)]}")
         if self.effects not in (None, "offsets", "claims"):
             raise ConfigurationError(f"effects={self.effects!r}; use claims or offsets")
         if self.claims_retention_s is not None and not self.claims_retention_s > 0:

@@ -71,7 +71,7 @@ def _reactions(service: Service, topics: Mapping[str, TopicInfo], target: Target
                 f"{target.names(topic)}[{found.partitions if found is not None else '?'}]",
                 ", ".join(dict.fromkeys("any type" if name == "*" else name for name in types)),
                 spec.name,
-                service.effects() if target.settings.effects is None else target.settings.effects,
+                "transaction" if spec.transaction is not None else target.settings.effects or service.effects(),
                 _patience(spec),
             )
             rows.append(row)

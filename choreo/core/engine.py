@@ -21,11 +21,12 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 
 from choreo.core.lanes import Lanes
 from choreo.core.offset_map import NO_TOPIC_ID, OffsetMap, left_of, speaks_of
 from choreo.core.offsets import Offsets
-from choreo.core.partition import GONE, LIVE, STOPPING, Delivery, Partition, Route
+from choreo.core.partition import GONE, LIVE, LOOP, STOPPING, Delivery, Partition, Route
 from choreo.core.retry import GiveUp, RetryAfter
 from choreo.errors import StateError
 from choreo.record import Committed, TopicPartition
@@ -39,8 +40,8 @@ class Engine:
 
     def __init__(self, *, bound: int = IN_FLIGHT_BOUND) -> None:
         self.partitions: dict[TopicPartition, Partition] = {}
-        self.ready: deque[Delivery] = deque()
-        self.ready_on_threads: deque[Delivery] = deque()
+        self.ready: tuple[deque[Delivery], ...] = (deque(), deque(), deque(), deque())
+        """By queue (`Route.queue`): what may begin."""
         self.suspects: set[Partition] = set()
         """Partitions whose events run alone."""
         self._alone: Delivery | None = None
@@ -152,14 +153,14 @@ class Engine:
 
     # ---- running ------------------------------------------------------------------------------------------------
 
-    def take(self, *, on_thread: bool = False) -> Delivery | None:
-        """The next delivery to start, its attempt counted; None when nothing is ready."""
-        ready = self.ready_on_threads if on_thread else self.ready
+    def take(self, queue: int = LOOP) -> Delivery | None:
+        """The next delivery of a queue to start, its attempt counted; None when nothing is ready."""
+        ready = self.ready[queue]
         alone = False
         if self.suspects or self._alone is not None:
             if self._alone is not None:
                 return None
-            if any(map(self._is_suspect, self.ready)) or any(map(self._is_suspect, self.ready_on_threads)):
+            if any(map(self._is_suspect, chain.from_iterable(self.ready))):
                 if self.running() or not self._bring_forward_a_suspect(ready):
                     return None
                 alone = True
@@ -311,10 +312,7 @@ class Engine:
             self._alone = None
 
     def _make_ready(self, delivery: Delivery) -> None:
-        if delivery.route.on_thread:
-            self.ready_on_threads.append(delivery)
-        else:
-            self.ready.append(delivery)
+        self.ready[delivery.route.queue].append(delivery)
 
     def _wait(self, delivery: Delivery, until_s: float) -> None:
         delivery.partition.running -= 1
@@ -351,6 +349,6 @@ class Engine:
         while route.held and route.running < (route.max_concurrency or 0):
             held = route.held.popleft()
             if held.partition.may_start(held):
-                (self.ready_on_threads if route.on_thread else self.ready).appendleft(held)
+                self.ready[route.queue].appendleft(held)
                 return
             self._leave_out(held)

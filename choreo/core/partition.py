@@ -19,6 +19,9 @@ from choreo.core.offsets import Offsets
 from choreo.core.retry import RetryPolicy
 from choreo.record import Committed, Record, TopicPartition
 
+LOOP, THREADS, BURSTS, BURSTS_ON_THREADS = range(4)
+"""Who takes what is ready: workers on the event loop, threads, and bursts, whose deliveries share a transaction, on either."""
+
 LIVE = "live"
 STOPPING = "stopping"
 GONE = "gone"
@@ -27,7 +30,7 @@ GONE = "gone"
 class Route(msgspec.Struct, eq=False):
     """One handler, as far as the engine has to know it. `running` and `held` serve `max_concurrency`.
 
-    `identity` is the name it is stored under, its first one; empty where nothing is stored.
+    `identity` is the name it is stored under, its first one; empty where nothing is stored. `queue`: who takes its deliveries.
     """
 
     index: int
@@ -35,7 +38,7 @@ class Route(msgspec.Struct, eq=False):
     retry: RetryPolicy
     identity: str = ""
     ordered: bool = True
-    on_thread: bool = False
+    queue: int = LOOP
     max_concurrency: int | None = None
     running: int = 0
     held: deque[Delivery] = msgspec.field(default_factory=deque)

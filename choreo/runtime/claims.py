@@ -106,16 +106,27 @@ class Claims:
         if found is None:
             found = self._recent.get(claim)
         if found is not None:
-            self._compare(delivery, found)
+            self.compare(delivery, found)
             return True
+        return False if self._enter(delivery, claim) else None
+
+    def enter(self, delivery: Delivery) -> bool:
+        """For a burst, which looks its claims up itself, in its transaction: whether it may run. False: the same claim is running; it
+        will be `released`."""
+        self.beat()
+        claim = claim_of(delivery)
+        delivery.note = (claim, None, 0, 0.0)
+        return self._enter(delivery, claim)
+
+    def _enter(self, delivery: Delivery, claim: Claim) -> bool:
         running = self._running.get(claim)
         if running is not None:
             running[1].append(delivery)
-            return None
+            return False
         self._running[claim] = (delivery, deque())
-        return False
+        return True
 
-    def _compare(self, delivery: Delivery, claimed: bytes) -> None:
+    def compare(self, delivery: Delivery, claimed: bytes) -> None:
         """The same id with another payload is no duplicate but a collision: whoever emitted it emits differently when it runs again."""
         if claimed and claimed != digest(delivery.record.value):
             self._counters.id_collisions += 1

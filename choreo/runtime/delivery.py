@@ -9,7 +9,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import copy_context
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import msgspec
 
@@ -29,7 +29,9 @@ class Done(msgspec.Struct, frozen=True, gc=False):
 
 
 class Duplicate(msgspec.Struct, frozen=True, gc=False):
-    """It had succeeded before: the handler did not run."""
+    """It had succeeded before: the handler did not run. `payload`: the hash that stood beside its claim, where a burst found it."""
+
+    payload: bytes = b""
 
 
 class Waiting(msgspec.Struct, frozen=True, gc=False):
@@ -65,6 +67,16 @@ class Slot:
         self.since_s = 0.0
         self.cut: Literal["timeout", "revoked"] | None = None
         self.task: asyncio.Task[None] | None = None
+
+    async def forget_cut(self) -> None:
+        """Also when the handler swallowed the cancellation and answered, or cancelled itself: what follows is not to pay for it."""
+        self.cut = None
+        while self.task is not None and self.task.uncancel():
+            pass
+        try:
+            await asyncio.sleep(0)  # before Python 3.13 what is still pending comes all the same
+        except asyncio.CancelledError:
+            pass
 
 
 class Wiring(msgspec.Struct, frozen=True):
@@ -108,7 +120,7 @@ async def deliver(delivery: Delivery, wiring: Wiring) -> Outcome:
         raise
     except BaseException as error:  # noqa: BLE001 - becomes a value
         problem = error
-        return _failed(error)
+        return as_failed(error)
     finally:
         if attempt is not None:
             attempt.end(problem)
@@ -129,22 +141,28 @@ def deliver_on_thread(delivery: Delivery, wiring: Wiring) -> Outcome:
         if failpoint.ACTIVE:
             failpoint.hit("after_handler")
         if hasattr(answer, "__await__"):
-            if hasattr(answer, "close"):
-                answer.close()
-            raise PermanentError(
-                f"{spec.name}: handle is no coroutine function but returned an awaitable: a decorator hides its 'async def'; "
-                "make the decorator's wrapper 'async def' too"
-            )
+            refuse_awaitable(spec, answer)
         return answered(delivery, spec, answer, wiring, None if attempt is None else attempt.traceparent)
     except BaseException as error:  # noqa: BLE001 - becomes a value: a thread that ended of SystemExit would take its event with it
         problem = error
-        return _failed(error)
+        return as_failed(error)
     finally:
         if attempt is not None:
             attempt.end(problem)
 
 
-def _failed(error: BaseException) -> Failed:
+def refuse_awaitable(spec: HandlerSpec, answer: Any) -> NoReturn:
+    """A plain function's answer has to be awaited, and nobody could."""
+    if hasattr(answer, "close"):
+        answer.close()
+    raise PermanentError(
+        f"{spec.name}: handle is no coroutine function but returned an awaitable: a decorator hides its 'async def'; "
+        "make the decorator's wrapper 'async def' too"
+    )
+
+
+def as_failed(error: BaseException) -> Failed:
+    """What a handler raised, as an outcome; also what is no Exception."""
     if isinstance(error, Exception):
         return Failed(error)
     made = TransientError(f"it raised {type(error).__qualname__}: {told(error)}")
@@ -156,10 +174,14 @@ def answered(delivery: Delivery, spec: HandlerSpec, answer: object, wiring: Wiri
     """A handler's answer as an outcome. Raises PermanentError for what may not be emitted."""
     if answer is None:
         return DONE
-    replay = delivery.run
-    run = replay.run if replay is not None and replay.forced else ""
-    records = wiring.emitter.outgoing(spec, delivery.wire, answer, run=run, traceparent=traceparent)
+    records = wiring.emitter.outgoing(spec, delivery.wire, answer, run=forced_run(delivery), traceparent=traceparent)
     return Emitted(records) if records else DONE
+
+
+def forced_run(delivery: Delivery) -> str:
+    """The id of the forced replay that it belongs to; ``""`` for anything else."""
+    replay = delivery.run
+    return replay.run if replay is not None and replay.forced else ""
 
 
 Aside: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
@@ -188,11 +210,19 @@ async def recover(delivery: Delivery, failure: Failure, wiring: Wiring, aside: A
     except BaseException as error:  # noqa: BLE001 - becomes a value
         if isinstance(error, TimeoutError) and limit.expired():
             return Failed(HandlerTimeoutError(f"recover did not end within timeout_s={spec.timeout_s:g}"))
-        return _failed(error)
+        return as_failed(error)
 
 
-def context_of(delivery: Delivery, spec: HandlerSpec, service: str) -> Context[None]:
+def context_of(delivery: Delivery, spec: HandlerSpec, service: str, transaction: Any = None) -> Context[Any]:
     """What the handler may know about this delivery."""
     return Context(
-        service, spec.name, delivery.attempts, spec.retry.max_attempts, delivery.run, None, delivery.record, delivery.wire, spec.identity
+        service,
+        spec.name,
+        delivery.attempts,
+        spec.retry.max_attempts,
+        delivery.run,
+        transaction,
+        delivery.record,
+        delivery.wire,
+        spec.identity,
     )

@@ -84,7 +84,11 @@ class Failures:
     async def _recover(self, slot: Slot, delivery: Delivery, error: Exception, first: datetime, permanent: bool) -> None:
         failure = Failure(error_type(error), told(error), delivery.attempts, permanent, first, datetime.now(UTC))
         try:
-            outcome = await recover(delivery, failure, self._worker.wiring, self._aside)
+            bursts = self._worker.bursts.get(delivery.route.queue)
+            if bursts is not None:
+                outcome = await bursts.recover(slot, delivery, failure)
+            else:
+                outcome = await recover(delivery, failure, self._worker.wiring, self._aside)
         except asyncio.CancelledError:
             if self._worker.ending:
                 raise

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 
 from choreo.core.engine import IN_FLIGHT_BOUND, Engine
-from choreo.core.partition import GONE, Partition
+from choreo.core.partition import GONE, THREADS, Partition
 from choreo.errors import DecodeError
 from choreo.record import Batch, TopicPartition
 from choreo.runtime.claims import Claims
@@ -150,7 +150,10 @@ class Feeding:
         read = self._reader.read
         events = [(record.offset, read(record, partition)) for record in batch.records]
         if self._claims is not None:
-            await self._claims.look_up(d for _, deliveries in events for d in deliveries if type(d.event) is not DecodeError)
+            # Bursts look theirs up themselves, in their transactions.
+            await self._claims.look_up(
+                d for _, deliveries in events for d in deliveries if type(d.event) is not DecodeError and d.route.queue <= THREADS
+            )
         if partition.state is GONE:
             return
         self._counters.received += len(events)

@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from choreo.core.partition import Delivery
+from choreo.core.partition import THREADS, Delivery
 from choreo.errors import DecodeError
 from choreo.runtime.claims import Claims
 from choreo.runtime.delivery import WAITING, Duplicate, Failed, Outcome
@@ -43,7 +43,7 @@ class OnThreads:
         self._feeding = True
         try:
             bound = self._worker.plan.threads * THREAD_QUEUE
-            while self._on_threads < bound and (delivery := self._worker.engine.take(on_thread=True)) is not None:
+            while self._on_threads < bound and (delivery := self._worker.engine.take(THREADS)) is not None:
                 self._hand_over(delivery)
         finally:
             self._feeding = False
@@ -97,7 +97,7 @@ class OnThreads:
             self._worker.release(delivery)
         else:
             self._worker.conclude(delivery, outcome)
-        if self._worker.engine.ready_on_threads:
+        if self._worker.engine.ready[THREADS]:
             self.feed()
 
     def stuck(self) -> list[str]:

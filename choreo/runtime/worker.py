@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from math import inf
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from choreo import failpoint
 from choreo.broker import Broker
 from choreo.codec import Codec
 from choreo.core.engine import Engine
-from choreo.core.partition import Delivery, Partition, Route
+from choreo.core.partition import BURSTS, BURSTS_ON_THREADS, LOOP, THREADS, Delivery, Partition, Route
 from choreo.errors import (
     BrokerError,
     ConfigurationError,
@@ -31,6 +32,7 @@ from choreo.errors import (
 )
 from choreo.handler import HandlerSpec
 from choreo.letter import LetterState
+from choreo.runtime.bursts import Bursts
 from choreo.runtime.claims import Claims
 from choreo.runtime.commits import Commits
 from choreo.runtime.dead_letters import DeadLetters
@@ -57,7 +59,7 @@ from choreo.runtime.reading import Reader
 from choreo.runtime.replays import Replays
 from choreo.runtime.sends import Sends
 from choreo.runtime.threads import Asides
-from choreo.store import Store
+from choreo.store import Store, Transactional, Transactions
 from choreo.telemetry.counters import Counters
 from choreo.telemetry.tracing import Tracing
 
@@ -108,6 +110,7 @@ class Worker:
         self.stop_by = inf
         """When a stop's time to drain is over (the loop's clock); what comes after it drains no more."""
         self._loop = asyncio.get_running_loop()
+        self._transactions = _transactions(plan)
         self._routes = [_route(spec) for spec in plan.specs]
         self.reader = Reader(list(zip(plan.specs, self._routes, strict=True)), plan.codec, plan.names, self.counters, strict=plan.strict)
         self.sends = Sends(broker.producer(), self.counters, self.failed)
@@ -127,9 +130,11 @@ class Worker:
         self.on_threads = OnThreads(self, self._claims)
         self.intake = Intake(lambda: broker.consumer(plan.group), self.reader.topics, self.membership)
         self.commits = Commits(self)
+        self.bursts = self._made_bursts()
         self.feeding = Feeding(
             self.engine, self.reader, self._claims, self.intake, self.counters, received=self.received, ask=self.commits.ask
         )
+        self._ready, self._ready_on_threads = self.engine.ready[LOOP], self.engine.ready[THREADS]
         self._slots = [Slot() for _ in range(plan.concurrency)]
         self._idle: list[asyncio.Future[None]] = []
         self._kicked = False
@@ -162,6 +167,13 @@ class Worker:
         self.run_beside(self.membership.watch_topics())
         self.replays.start()
         self.intake.start()
+
+    def _made_bursts(self) -> dict[int, Bursts]:
+        claims = self._claims
+        return {} if claims is None else {queue: Bursts(self, made, queue, claims) for queue, made in self._transactions.items()}
+
+    def outbox_has_more(self) -> None:
+        """This process has just committed rows of the outbox."""
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
@@ -211,6 +223,8 @@ class Worker:
         await self.sends.drain(max(0.5, min(5.0, deadline - self._loop.time())))
         self.sends.close(0.5)
         self.history.close()
+        for bursts in self.bursts.values():
+            await bursts.close()
         if self._claims is not None:
             await self._claims.close()
         return clean
@@ -239,7 +253,7 @@ class Worker:
                 turns = 0
                 await self._rest()
                 continue
-            if self.engine.ready and not self._kicked:
+            if self._ready and not self._kicked:
                 self._kicked = True
                 self._loop.call_soon(self._kick)
             if delivery.alone and not await self.may_begin_alone(delivery):
@@ -252,7 +266,7 @@ class Worker:
                 outcome = self._cut_short(slot, delivery)
             slot.delivery = None
             if slot.cut is not None or (slot.task is not None and slot.task.cancelling()):
-                await self._forget_cut(slot)
+                await slot.forget_cut()
             if outcome is DONE:
                 self.succeeded(delivery)
             elif outcome is not None:
@@ -304,8 +318,8 @@ class Worker:
 
     def succeeded(self, delivery: Delivery) -> None:
         """The handler is through and its emits are acknowledged: claim it, then settle."""
-        if self._claims is None:
-            self.settle(delivery)
+        if self._claims is None or delivery.route.queue in self.bursts:
+            self.settle(delivery)  # a burst has committed the claim with everything else
         else:
             # Also when its partition has another owner by now: the effect is there, so the claim must be, too.
             self._claims.add(delivery)
@@ -325,11 +339,13 @@ class Worker:
             self.feeding.room(partition)
         if self._drains:
             self.changed.set()
-        if self.engine.ready and not self._kicked:
+        if self._ready and not self._kicked:
             self._kicked = True
             self._loop.call_soon(self._kick)
-        if self.engine.ready_on_threads:
+        if self._ready_on_threads:
             self.on_threads.feed()
+        for bursts in self.bursts.values():
+            bursts.feed()
         return True
 
     # ---- cut short ----------------------------------------------------------------------------------------------------
@@ -346,20 +362,10 @@ class Worker:
         self.release(delivery)
         return None
 
-    async def _forget_cut(self, slot: Slot) -> None:
-        # Also when the handler swallowed the cancellation and answered, or cancelled itself: the next delivery is not to pay for it.
-        slot.cut = None
-        while slot.task is not None and slot.task.uncancel():
-            pass
-        try:
-            await asyncio.sleep(0)  # before Python 3.13 what is still pending comes all the same
-        except asyncio.CancelledError:
-            pass
-
-    def release(self, delivery: Delivery) -> None:
-        """It was cut short by us: neither failed nor counted."""
+    def release(self, delivery: Delivery, *, after_s: float = 0.0) -> None:
+        """It was cut short by us, or never began: neither failed nor counted; it runs again, `after_s` seconds from now."""
         self.end_claim(delivery)
-        self.engine.postpone(delivery, until_s=self._loop.time())
+        self.engine.postpone(delivery, until_s=self._loop.time() + after_s)
         self.changed.set()
 
     def end_claim(self, delivery: Delivery) -> None:
@@ -397,17 +403,19 @@ class Worker:
         self._kicked = False
         if self._yielding:
             return
-        for _ in range(min(len(self.engine.ready), len(self._idle), 16)):
+        for _ in range(min(len(self._ready), len(self._idle), 16)):
             self._wake()
 
     # ---- what the others ask for ---------------------------------------------------------------------------------------
 
     def received(self) -> None:
         """The engine got something to run."""
-        if self.engine.ready:
+        if self._ready:
             self._wake()
-        if self.engine.ready_on_threads:
+        if self._ready_on_threads:
             self.on_threads.feed()
+        for bursts in self.bursts.values():
+            bursts.feed()
 
     def replay(self, delivery: Delivery) -> None:
         """A letter is to run again, in the lane of its key."""
@@ -420,6 +428,8 @@ class Worker:
             if slot.delivery is not None and slot.delivery.partition in partitions and slot.task is not None and slot.cut != "revoked":
                 slot.cut = "revoked"
                 slot.task.cancel()
+        for bursts in self.bursts.values():
+            bursts.cut_short(partitions)
 
     @contextmanager
     def draining(self) -> Iterator[asyncio.Event]:
@@ -445,6 +455,8 @@ class Worker:
             self.received()
             self._cancel_late(now_s)
             self.on_threads.tell_stuck()
+            for bursts in self.bursts.values():
+                bursts.tell_stuck()
             self.feeding.pause_slow()
             self.commits.tick(now_s)
             if self._claims is not None:
@@ -454,7 +466,7 @@ class Worker:
             await asyncio.sleep(TICK_S)
 
     def _cancel_late(self, now_s: float) -> None:
-        for slot in self._slots:
+        for slot in chain(self._slots, *(bursts.slots() for bursts in self.bursts.values())):
             delivery = slot.delivery
             if delivery is None or slot.cut == "revoked" or slot.task is None:
                 continue
@@ -472,6 +484,25 @@ class Worker:
                 slot.task.cancel()
 
 
+def _queue(spec: HandlerSpec) -> int:
+    if spec.transaction is None:
+        return THREADS if spec.on_thread else LOOP
+    return BURSTS_ON_THREADS if spec.on_thread else BURSTS
+
+
+def _transactions(plan: Plan) -> dict[int, Transactions]:
+    """By queue: where its bursts get their transactions. `Service` has seen to it that there are some, and that they fit."""
+    store: object = plan.store
+    found: dict[int, Transactions] = {}
+    for spec in plan.specs:
+        if spec.transaction is not None and _queue(spec) not in found:
+            made = store.transactions(spec.transaction) if isinstance(store, Transactional) else None
+            if made is None or made.blocking is not spec.on_thread:
+                raise StateError(f"{spec.name}: its store has no transactions for {spec.transaction.__name__}")
+            found[_queue(spec)] = made
+    return found
+
+
 def _route(spec: HandlerSpec) -> Route:
     return Route(
         index=spec.index,
@@ -479,6 +510,6 @@ def _route(spec: HandlerSpec) -> Route:
         retry=spec.retry,
         identity=spec.identity,
         ordered=spec.ordered,
-        on_thread=spec.on_thread,
+        queue=_queue(spec),
         max_concurrency=spec.max_concurrency,
     )

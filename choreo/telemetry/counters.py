@@ -29,6 +29,7 @@ class Counters:
     id_collisions: int = 0
     broker_errors: int = 0
     store_errors: int = 0
+    bursts_lost: int = 0
     commits: int = 0
     commit_errors: int = 0
     rebalances: int = 0

@@ -21,8 +21,10 @@ DONE, CUT_SHORT, REFUSED, CANT_GO_ON = 0, 1, 2, 4
 class Conduct:
     """What a worker's handlers do, some of it only for events of certain keys.
 
-    `ledger`: where each call and each effect is written down; None: nowhere. `attempts`: where the attempt of each effect is,
-    if there is a ledger. `store`: the claims' file; None: effects are `offsets`. `emits`: each event causes a child on the
+    `ledger`: where each call and each effect is written down; None: nowhere. Without `calls`, only the effects: the
+    ledger's lock must not be held by a process that is stopped on another thread. `attempts`: where the attempt of each effect is,
+    if there is a ledger. `store`: the claims' file or PostgreSQL's address; None: effects are `offsets`. `transaction`: the handler
+    writes its effects into the store's database, in its transaction, and the ledger has only the calls. `emits`: each event causes a child on the
     topic ``notes``. `on_thread`: the handler is a plain `def`. `work_s`: how long each handler works before its effect.
     Events of the keys in `held` wait before their effect until the file `gate` is there; those in `stubborn` too, and won't
     be cancelled. The first one of the keys in `killing` kills its process before its effect, and the file `killed` keeps
@@ -32,8 +34,10 @@ class Conduct:
     """
 
     ledger: str | None = None
+    calls: bool = True
     attempts: str = ""
     store: str | None = None
+    transaction: Literal["", "sqlite3", "psycopg", "psycopg-async"] = ""
     gate: str = ""
     killed: str = ""
     emits: bool = False

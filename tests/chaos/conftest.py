@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.matrix import RESULTS, table
 from tests.chaos.scene import PATIENT_SESSION_MS, Scene
 from tests.conftest import GROUP_PROTOCOLS
 from tests.support.kafka_access import KafkaAccess
@@ -35,3 +36,10 @@ def scenes3(kafka3: KafkaCluster, request: pytest.FixtureRequest, tmp_path: Path
             made.append(stack.enter_context(closing(scene)))
         yield made
         kafka3.heal()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of the crash matrix, of all its cells that ran in this process."""
+    if RESULTS:
+        terminalreporter.section("crash matrix")
+        terminalreporter.write_line(table(RESULTS))

@@ -21,9 +21,10 @@ from tests.chaos.attempts import AttemptsFile
 from tests.chaos.conduct import CHILD_TYPE, DONE, HANDLER, SERVICE, Conduct
 from tests.support.checker import Report, check
 from tests.support.commits import CommitWatch
+from tests.support.databases import Database, claimed, effects
 from tests.support.effects import EffectsLedger
 from tests.support.facts import Admitted
-from tests.support.history import CleanStop, Commit, History, Letter, Produced, Recovery
+from tests.support.history import CleanStop, Commit, Effect, History, Letter, Produced, Recovery
 from tests.support.kafka_access import KafkaAccess
 from tests.support.names import Names
 from tests.support.nemesis import SEED_VARIABLE
@@ -44,7 +45,8 @@ SHOWN_CHARS = 6000
 class Scene:
     """Owns its topics and its workers; `close` ends both. `protocol`: the workers' group protocol, unless one is told another.
     `login`: who the workers are; the test itself is who `kafka` says. `session_ms`: how long a silent member is waited for;
-    short, so that a dead one's partitions move soon. All workers share one ledger and one claims file.
+    short, so that a dead one's partitions move soon. All workers share one ledger and one claims file; or `database`, which then has
+    the claims, and the effects of conducts with a `transaction`.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Scene:
         partitions: int = PARTITIONS,
         session_ms: int = 1500,
         login: Mapping[str, str] | None = None,
+        database: Database | None = None,
     ) -> None:
         self.kafka = kafka
         self._session_ms = session_ms
@@ -69,6 +72,7 @@ class Scene:
         self.dlq, self.letters, self.replays = (names.topic(topic(SERVICE)) for topic in (dlq_topic, letters_topic, replay_topic))
         self.gate = directory / "gate"
         self.store = directory / "claims.db"
+        self.database = database
         self.ledger = EffectsLedger(directory / "ledger.db")
         self.attempts = AttemptsFile(directory / "attempts")
         self._workers: list[WorkerProcess] = []
@@ -86,7 +90,7 @@ class Scene:
         return Conduct(
             ledger=str(self.ledger.path),
             attempts=str(self.attempts.path),
-            store=str(self.store),
+            store=str(self.store) if self.database is None else self.database.address,
             gate=str(self.gate),
             killed=str(self.directory / "killed"),
         )
@@ -145,6 +149,8 @@ class Scene:
 
     def claimed(self) -> frozenset[str]:
         """The ids of the events that are claimed on disk."""
+        if self.database is not None:
+            return claimed(self.database)
         if not self.store.exists():
             return frozenset()
         with closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True)) as connection:
@@ -156,12 +162,16 @@ class Scene:
     def unclaimed(self) -> frozenset[tuple[str, str]]:
         """What a crash at this moment may do twice: effects without a claim, and calls that have not ended."""
         claimed = self.claimed()
-        effects = {(effect.handler, effect.event_id) for effect in self.ledger.effects()}
+        effects = {(effect.handler, effect.event_id) for effect in self.effects()}
         return frozenset(pair for pair in effects | self.ledger.unfinished() if pair[1] not in claimed)
 
     def effect_ids(self) -> list[str]:
-        """The events of all effects, in the ledger's order."""
-        return [effect.event_id for effect in self.ledger.effects()]
+        """The events of all effects, in their order."""
+        return [effect.event_id for effect in self.effects()]
+
+    def effects(self) -> list[Effect]:
+        """What handlers did: in the ledger, and in their transactions."""
+        return [*self.ledger.effects(), *(() if self.database is None else effects(self.database))]
 
     def called_ids(self) -> list[str]:
         """The events of all calls, in the order they began."""
@@ -232,7 +242,7 @@ class Scene:
         history = History(
             handlers={HANDLER: frozenset({self.orders})},
             produced=produced,
-            effects=self.ledger.effects(),
+            effects=self.effects(),
             calls=self.ledger.calls(),
             letters=self.letters_written(),
             commits=commits,

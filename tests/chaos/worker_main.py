@@ -11,10 +11,14 @@ import json
 import logging
 import os
 import signal
+import sqlite3
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
+
+import psycopg
 
 from choreo import (
     ChoreoError,
@@ -24,6 +28,7 @@ from choreo import (
     Event,
     Handler,
     PermanentError,
+    PostgresStore,
     RetryPolicy,
     Service,
     ServiceSettings,
@@ -32,10 +37,12 @@ from choreo import (
 )
 from choreo.runtime.worker import Worker
 from choreo.service import Started
+from choreo.store import Store
 from choreo.telemetry.logs import StepFormatter
 from tests.chaos.attempts import AttemptsFile
 from tests.chaos.conduct import CANT_GO_ON, CHILD_TYPE, CUT_SHORT, DONE, HANDLER, REFUSED, SERVICE, Conduct
 from tests.chaos.forked import KeptPublisher, try_in_a_child
+from tests.support.databases import INTO_POSTGRES, INTO_SQLITE, effect
 from tests.support.effects import EffectsLedger
 from tests.support.process import READY
 from tests.support.producer import EVENT_TYPE
@@ -64,19 +71,37 @@ class _Booking:
         self._ledger = None if conduct.ledger is None else EffectsLedger(Path(conduct.ledger))
         self._attempts = AttemptsFile(Path(conduct.attempts))
 
-    def call(self, context: Context) -> AbstractContextManager[None]:
-        return nullcontext() if self._ledger is None else self._ledger.call(HANDLER, context.event_id)
+    def call(self, context: Context[Any]) -> AbstractContextManager[None]:
+        return nullcontext() if self._ledger is None or not self.conduct.calls else self._ledger.call(HANDLER, context.event_id)
 
-    def end_the_process(self, context: Context) -> None:
+    def end_the_process(self, context: Context[Any]) -> None:
         if context.event_id in self.conduct.ending:
             if self.conduct.ended_by == "abort":
                 os.abort()
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def before(self, event: Booked, context: Context[Any]) -> None:
+        self.end_the_process(context)
+        while self.must_wait(event):
+            time.sleep(LOOK_AGAIN_S)
+        if self.conduct.work_s:
+            time.sleep(self.conduct.work_s)
+
+    async def wait(self, event: Booked, context: Context[Any]) -> None:
+        self.end_the_process(context)
+        while self.must_wait(event):
+            try:
+                await asyncio.sleep(LOOK_AGAIN_S)
+            except asyncio.CancelledError:
+                if event.key not in self.conduct.stubborn:
+                    raise
+        if self.conduct.work_s:
+            await asyncio.sleep(self.conduct.work_s)
+
     def must_wait(self, event: Booked) -> bool:
         return event.key in (*self.conduct.held, *self.conduct.stubborn) and not Path(self.conduct.gate).exists()
 
-    def effect(self, event: Booked, context: Context) -> Noted | None:
+    def effect(self, event: Booked, context: Context[Any]) -> Noted | None:
         if event.key in self.conduct.killing and not Path(self.conduct.killed).exists():
             Path(self.conduct.killed).touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -88,6 +113,7 @@ class _Booking:
             print("FORKED", json.dumps(try_in_a_child(self._kept, Noted(key=event.key, amount=event.amount))), flush=True)
         if self._ledger is not None:
             self._attempts.record(context.event_id, context.attempt)
+        if self._ledger is not None and not self.conduct.transaction:
             self._ledger.record(HANDLER, context.event_id, event.key, event.amount)
         return Noted(key=event.key, amount=event.amount) if self.conduct.emits else None
 
@@ -103,15 +129,7 @@ class Book(Handler[Booked]):
     async def handle(self, event: Envelope[Booked], context: Context) -> Noted | None:
         booked, booking = event.payload, self._booking
         with booking.call(context):
-            booking.end_the_process(context)
-            while booking.must_wait(booked):
-                try:
-                    await asyncio.sleep(LOOK_AGAIN_S)
-                except asyncio.CancelledError:
-                    if booked.key not in booking.conduct.stubborn:
-                        raise
-            if booking.conduct.work_s:
-                await asyncio.sleep(booking.conduct.work_s)
+            await booking.wait(booked, context)
             return booking.effect(booked, context)
 
 
@@ -126,12 +144,71 @@ class BookOnThread(Handler[Booked]):
     def handle(self, event: Envelope[Booked], context: Context) -> Noted | None:
         booked, booking = event.payload, self._booking
         with booking.call(context):
-            booking.end_the_process(context)
-            while booking.must_wait(booked):
-                time.sleep(LOOK_AGAIN_S)
-            if booking.conduct.work_s:
-                time.sleep(booking.conduct.work_s)
+            booking.before(booked, context)
             return booking.effect(booked, context)
+
+
+class BookInSqlite(Handler[Booked, sqlite3.Connection]):
+    name = HANDLER
+    timeout_s = 600.0
+
+    def __init__(self, booking: _Booking) -> None:
+        self._booking = booking
+        self.retry = RetryPolicy(max_attempts=booking.conduct.max_attempts, base_delay_s=0.05)
+
+    def handle(self, event: Envelope[Booked], context: Context[sqlite3.Connection]) -> Noted | None:
+        with self._booking.call(context):
+            self._booking.before(event.payload, context)
+            context.transaction.execute(INTO_SQLITE, effect(HANDLER, context.event_id, event.payload.key, event.payload.amount))
+            return self._booking.effect(event.payload, context)
+
+
+class BookInPostgresPlainly(Handler[Booked, psycopg.Connection]):
+    name = HANDLER
+    timeout_s = 600.0
+
+    def __init__(self, booking: _Booking) -> None:
+        self._booking = booking
+        self.retry = RetryPolicy(max_attempts=booking.conduct.max_attempts, base_delay_s=0.05)
+
+    def handle(self, event: Envelope[Booked], context: Context[psycopg.Connection]) -> Noted | None:
+        with self._booking.call(context):
+            self._booking.before(event.payload, context)
+            context.transaction.execute(INTO_POSTGRES, effect(HANDLER, context.event_id, event.payload.key, event.payload.amount))
+            return self._booking.effect(event.payload, context)
+
+
+class BookInPostgres(Handler[Booked, psycopg.AsyncConnection]):
+    name = HANDLER
+    timeout_s = 600.0
+
+    def __init__(self, booking: _Booking) -> None:
+        self._booking = booking
+        self.retry = RetryPolicy(max_attempts=booking.conduct.max_attempts, base_delay_s=0.05)
+
+    async def handle(self, event: Envelope[Booked], context: Context[psycopg.AsyncConnection]) -> Noted | None:
+        with self._booking.call(context):
+            await self._booking.wait(event.payload, context)
+            await context.transaction.execute(INTO_POSTGRES, effect(HANDLER, context.event_id, event.payload.key, event.payload.amount))
+            return self._booking.effect(event.payload, context)
+
+
+def _handler(booking: _Booking) -> Handler[Booked, Any]:
+    match booking.conduct.transaction:
+        case "sqlite3":
+            return BookInSqlite(booking)
+        case "psycopg":
+            return BookInPostgresPlainly(booking)
+        case "psycopg-async":
+            return BookInPostgres(booking)
+        case _:
+            return BookOnThread(booking) if booking.conduct.on_thread else Book(booking)
+
+
+def _store(address: str | None) -> Store | None:
+    if address is None:
+        return None
+    return PostgresStore(address) if address.startswith("postgresql:") else SqliteStore(address)
 
 
 def payments() -> Service:
@@ -140,9 +217,9 @@ def payments() -> Service:
     booking = _Booking(conduct, kept)
     service = Service(
         SERVICE,
-        handlers=[BookOnThread(booking) if conduct.on_thread else Book(booking)],
+        handlers=[_handler(booking)],
         publishes=[Noted],
-        store=None if conduct.store is None else SqliteStore(conduct.store),
+        store=_store(conduct.store),
         resources=[kept] if conduct.forking else [],
         settings=ServiceSettings(effects="offsets" if conduct.store is None else None),
     )

@@ -70,7 +70,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(count=counts)
     def take(self, count: int) -> None:
-        while count and (self.rig.take(on_thread=False) or self.rig.take(on_thread=True)):
+        while count and self.rig.take_any():
             count -= 1
 
     @precondition(lambda self: self.rig.outstanding())

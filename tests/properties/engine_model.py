@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TypeVar
 
 from choreo.core.engine import Engine
-from choreo.core.partition import Delivery, Partition, Route
+from choreo.core.partition import BURSTS, BURSTS_ON_THREADS, LOOP, THREADS, Delivery, Partition, Route
 from choreo.core.retry import GiveUp, RetryPolicy
 from choreo.errors import TransientError
 from choreo.record import Record, TopicPartition
@@ -21,6 +21,7 @@ from choreo.record import Record, TopicPartition
 _R = TypeVar("_R")
 PARTITIONS = tuple(TopicPartition("orders", number) for number in range(2))
 KEYS = (b"a", b"b", None)
+QUEUES = (LOOP, THREADS, BURSTS, BURSTS_ON_THREADS)
 BOUND = 6
 MAX_STEPS = 5_000
 
@@ -122,13 +123,13 @@ class Holding:
 
 
 def make_routes() -> list[Route]:
-    """An ordered handler, one on threads, one that runs alone, and one without order that runs twice at a time."""
+    """An ordered handler, one on threads, one that runs alone and in bursts, and one without order that runs twice at a time."""
     quick = RetryPolicy(max_attempts=2, base_delay_s=0.5)
     return [
         Route(0, "ordered", RetryPolicy()),
-        Route(1, "on-threads", quick, on_thread=True),
-        Route(2, "alone", RetryPolicy(), max_concurrency=1),
-        Route(3, "by-twos", quick, ordered=False, on_thread=True, max_concurrency=2),
+        Route(1, "on-threads", quick, queue=THREADS),
+        Route(2, "alone", RetryPolicy(), queue=BURSTS, max_concurrency=1),
+        Route(3, "by-twos", quick, ordered=False, queue=THREADS, max_concurrency=2),
     ]
 
 
@@ -188,11 +189,15 @@ class Rig:
         holding.items.append(item)
         self._ask(self.engine.replay, item.delivery)
 
-    def take(self, *, on_thread: bool) -> bool:
-        """Starts the next delivery, if there is one."""
-        delivery = self._ask(self.engine.take, on_thread=on_thread)
+    def take_any(self) -> bool:
+        """Starts the next delivery of whatever queue has one."""
+        return any(self.take(queue) for queue in QUEUES)
+
+    def take(self, queue: int) -> bool:
+        """Starts the next delivery of a queue, if there is one."""
+        delivery = self._ask(self.engine.take, queue)
         if delivery is None:
-            left = [item for item in self._startable() if item.delivery.route.on_thread is on_thread]
+            left = [item for item in self._startable() if item.delivery.route.queue == queue]
             self.check("progress", not left, f"nothing was ready, but {left[:1]} could start")
             return False
         item = next((item for holding in self.holdings.values() for item in holding.items if item.delivery is delivery), None)
@@ -374,7 +379,7 @@ class Rig:
 
     def _step(self) -> bool:
         """Everything that can start starts, everything that runs succeeds; else the next retry falls due. Whether there was any."""
-        while self.take(on_thread=False) or self.take(on_thread=True):
+        while self.take_any():
             pass
         running = self.outstanding()
         for item in running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
@@ -11,7 +12,7 @@ from choreo.core.engine import Engine
 from choreo.core.lanes import Lanes, Queued
 from choreo.core.offset_map import OffsetMap
 from choreo.core.offsets import Offsets
-from choreo.core.partition import GONE, STOPPING, Delivery, Partition, Route
+from choreo.core.partition import GONE, LOOP, STOPPING, Delivery, Partition, Route
 from choreo.core.retry import GiveUp, RetryAfter
 from choreo.record import Committed, TopicPartition
 
@@ -270,11 +271,11 @@ class _LateOutcomeKeepsItsPlace(Engine):
 
 
 class _NoConcurrencyBound(Engine):
-    def take(self, *, on_thread: bool = False) -> Delivery | None:
-        bounded = {delivery.route for delivery in (*self.ready, *self.ready_on_threads) if delivery.route.max_concurrency is not None}
+    def take(self, queue: int = LOOP) -> Delivery | None:
+        bounded = {delivery.route for delivery in chain.from_iterable(self.ready) if delivery.route.max_concurrency is not None}
         for route in bounded:
             route.running -= 1
-        delivery = super().take(on_thread=on_thread)
+        delivery = super().take(queue)
         for route in bounded:
             route.running += 1
         return delivery
@@ -288,10 +289,10 @@ class _ForgetsTheHeld(Engine):
 class _HeldWaitsForTheNextLeave(Engine):
     """As it was first written: a free place went to a delivery that was then dropped, and the others were held for ever."""
 
-    def take(self, *, on_thread: bool = False) -> Delivery | None:
+    def take(self, queue: int = LOOP) -> Delivery | None:
         self._taking = True
         try:
-            return super().take(on_thread=on_thread)
+            return super().take(queue)
         finally:
             self._taking = False
 

@@ -13,11 +13,11 @@ from random import Random
 
 from choreo.core.engine import Engine
 from choreo.core.offset_map import NO_TOPIC_ID, Ignored, OffsetMap, left_of, read_map
-from choreo.core.partition import Delivery, Partition
+from choreo.core.partition import THREADS, Delivery, Partition
 from choreo.core.retry import GiveUp
 from choreo.errors import PermanentError
 from choreo.record import Committed, Record, TopicPartition
-from tests.properties.engine_model import Violation, make_routes
+from tests.properties.engine_model import QUEUES, Violation, make_routes
 
 BOUND = 6
 
@@ -186,7 +186,7 @@ class Member:
     def cut_short(self, state: Partition) -> None:
         """Coroutines are cancelled; what runs on a thread goes on."""
         for work in [w for w in self.works if w.delivery.partition is state]:
-            if work.stage is Stage.RUNS and not work.delivery.route.on_thread:
+            if work.stage is Stage.RUNS and work.delivery.route.queue != THREADS:
                 self._release(work)
                 self.ledger.sights["cut short"] += 1
 
@@ -221,13 +221,12 @@ class Member:
 
     def start(self) -> bool:
         """The next delivery begins; whether there was one."""
-        on_thread = self.dice.random() < 0.5
-        delivery = self.engine.take(on_thread=on_thread) or self.engine.take(on_thread=not on_thread)
+        delivery = next(filter(None, map(self.engine.take, self.dice.sample(QUEUES, len(QUEUES)))), None)
         if delivery is None:
             return False
         state = delivery.partition
         self.started[state] = max(self.started[state], delivery.record.offset)
-        if delivery.route.on_thread:
+        if delivery.route.queue == THREADS:
             self.works.append(Work(delivery, Stage.ON_THREAD))
         else:
             self._begin(Work(delivery, Stage.RUNS))

@@ -39,14 +39,14 @@ def rig(*log: tuple[int, bytes, int]) -> Rig:
 
 def started(rig: Rig, count: int) -> list[Item]:
     for _ in range(count):
-        assert rig.take(on_thread=False)
+        assert rig.take_any()
     return rig.outstanding()
 
 
 def test_a_free_place_is_taken_when_the_next_in_line_has_lost_its_partition() -> None:
     one = rig((0, b"a", ALONE), (1, b"a", ALONE), (0, b"b", ALONE))
     (first,) = started(one, 1)
-    assert not one.take(on_thread=False)
+    assert not one.take_any()
 
     one.settle(first)
     one.forget(THERE, lost=True)
@@ -80,7 +80,7 @@ def test_what_is_cut_short_when_the_drain_is_out_of_time_does_not_begin_again() 
     one.postpone(slow, 0.0)
     one.tick(0.0)
 
-    assert not one.take(on_thread=False)
+    assert not one.take_any()
     assert one.holdings[HERE].partition.drained()
 
 

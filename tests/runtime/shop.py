@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
+from typing import Any
 
 import orjson
 
@@ -117,7 +118,7 @@ class _Shop(Service):
 
 def shop(
     broker: MemoryBroker,
-    *handlers: Handler[Placed],
+    *handlers: Handler[Placed, Any],
     store: Store | None = None,
     concurrency: int = 256,
     threads: int = 32,

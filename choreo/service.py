@@ -133,9 +133,8 @@ class Service:
         if made is None:
             given = "no store was given" if self.store is None else f"{type(self.store).__name__} has none of that class"
             raise ConfigurationError(
-                f"{asks} writes in a transaction of the service's database, and {given}; use "
-                "store=PostgresStore(conninfo) with psycopg.AsyncConnection or psycopg.Connection, or store=SqliteStore(path) with "
-                "sqlite3.Connection; without a transaction: Handler[...] (claims)"
+                f"{asks} writes in a transaction of the service's database, and {given}; SqliteStore and PostgresStore have none in this "
+                "release: use Handler[...] (claims) and context.idempotency_key()"
             )
         if made.blocking is not spec.on_thread:
             wanted, why = ("def handle", "its connections block") if made.blocking else ("async def handle", "its connections are async")

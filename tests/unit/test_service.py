@@ -38,9 +38,10 @@ from choreo.kafka.embedded import HOST
 from choreo.process import SWITCH_S
 from choreo.runtime.lifeline import Ready
 from choreo.service import Resource, Started
-from choreo.store import Claim
+from choreo.store import Claim, Store
 from choreo.testing import MemoryBroker
 from services_example.orders import events as demo_events
+from tests.runtime.ledger import Ledger, LedgerStore, PlainLedger
 from tests.support.process import WorkerProcess
 
 DEADLINE_S = 20.0
@@ -73,8 +74,20 @@ class Join(Handler[OrderPlaced | ParcelSent]):
     async def handle(self, event: Envelope[OrderPlaced | ParcelSent], context: Context) -> None: ...
 
 
-class InTransaction(Handler[OrderPlaced, SqliteStore]):
-    async def handle(self, event: Envelope[OrderPlaced], context: Context[SqliteStore]) -> None: ...
+class InTransaction(Handler[OrderPlaced, Ledger]):
+    async def handle(self, event: Envelope[OrderPlaced], context: Context[Ledger]) -> None: ...
+
+
+class PlainlyInTransaction(Handler[OrderPlaced, PlainLedger]):
+    def handle(self, event: Envelope[OrderPlaced], context: Context[PlainLedger]) -> None: ...
+
+
+class AsyncOnPlain(Handler[OrderPlaced, PlainLedger]):
+    async def handle(self, event: Envelope[OrderPlaced], context: Context[PlainLedger]) -> None: ...
+
+
+class PlainOnAsync(Handler[OrderPlaced, Ledger]):
+    def handle(self, event: Envelope[OrderPlaced], context: Context[Ledger]) -> None: ...
 
 
 class Collect(Handler[OrderPlaced]):
@@ -134,9 +147,33 @@ def test_a_former_name_that_another_handler_has_is_refused() -> None:
         Service("books", handlers=[Book(), Note()])
 
 
-def test_a_handler_that_asks_for_a_transaction_is_refused_with_what_to_do() -> None:
-    with pytest.raises(ConfigurationError, match=r"handler in-transaction: .*not part of this release; use Handler\[\.\.\.\] \(claims\)"):
-        Service("books", handlers=[InTransaction()])
+@pytest.mark.parametrize(
+    ("store", "said"),
+    [(None, "no store was given"), (MemoryStore(), "MemoryStore has none of that class")],
+)
+def test_a_handler_that_asks_for_a_transaction_needs_a_store_that_has_some(store: Store | None, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"handler in-transaction: Handler\[\.\.\., Ledger\] .*{said}; .*none in this release"):
+        Service("books", handlers=[InTransaction()], store=store)
+
+
+@pytest.mark.parametrize(
+    ("handler", "said"),
+    [(AsyncOnPlain(), "its connections block; write 'def handle'"), (PlainOnAsync(), "are async; write 'async def handle'")],
+)
+def test_a_handler_is_the_kind_of_function_that_its_connections_need(handler: Handler[OrderPlaced, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        Service("books", handlers=[handler], store=LedgerStore())
+
+
+def test_offsets_leave_a_handlers_transaction_no_claims_and_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match='is handled in a transaction; leave out effects="offsets"'):
+        Service("books", handlers=[InTransaction()], settings=ServiceSettings(effects="offsets"))
+
+
+def test_async_and_plain_transactions_stand_in_one_service() -> None:
+    actual = Service("books", handlers=[InTransaction(), PlainlyInTransaction()], store=LedgerStore())
+
+    assert [spec.transaction for spec in actual.specs] == [Ledger, PlainLedger]
 
 
 def test_offsets_beside_a_store_are_refused() -> None:

@@ -170,7 +170,7 @@ def test_what_is_no_number_at_all_is_out_of_range() -> None:
         ({"start": "newest"}, "start='newest'; use earliest, latest, refuse, or a time"),
         ({"start": datetime(2026, 11, 22)}, "has no time zone"),  # noqa: DTZ001 - that is the mistake
         ({"start": datetime(2026, 11, 22, tzinfo=UTC), "kafka": KafkaSettings(bootstrap=EMBEDDED)}, "can't find offsets by time"),
-        ({"effects": "transaction"}, "not part of this release; use claims or offsets"),
+        ({"effects": "transaction"}, "is what a handler asks for by its type"),
         ({"effects": "kafka"}, "not part of this release; use claims or offsets"),
         ({"effects": "none"}, "effects='none'; use claims or offsets"),
     ],

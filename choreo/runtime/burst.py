@@ -20,8 +20,8 @@ from choreo.core.burst_size import LIMIT_S
 from choreo.core.partition import GONE, Delivery
 from choreo.errors import HandlerTimeoutError, PermanentError, StateError, TransientError
 from choreo.handler import Failure, HandlerSpec
-from choreo.runtime.claims import claim_of, digest
-from choreo.runtime.delivery import DONE, Duplicate, Outcome, Slot, Wiring, as_failed, context_of, forced_run, refuse_awaitable
+from choreo.runtime.claims import claim_of, digest, forced_run
+from choreo.runtime.delivery import DONE, Duplicate, Outcome, Slot, Wiring, as_failed, context_of, refuse_awaitable
 from choreo.store import Claim, OutboxRow, Transaction, Transactions
 from choreo.telemetry.logs import CURRENT
 
@@ -82,8 +82,6 @@ async def _commit(transaction: Transaction, deliveries: Sequence[Delivery], clai
     await transaction.commit([claims[number] for number in done], [digest(deliveries[number].record.value) for number in done], rows)
     if failpoint.ACTIVE:
         failpoint.hit("after_store_commit")
-        if rows:
-            failpoint.hit("after_outbox_commit")
 
 
 async def _run(delivery: Delivery, transaction: Transaction, wiring: Wiring, slot: Slot, failure: Failure | None) -> Ran:

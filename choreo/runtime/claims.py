@@ -232,5 +232,10 @@ def digest(value: bytes | None) -> bytes:
 
 def claim_of(delivery: Delivery) -> Claim:
     """The claim of a delivery; a forced replay's run id makes it another one."""
+    return Claim(delivery.route.identity, delivery.wire.event_id, forced_run(delivery))
+
+
+def forced_run(delivery: Delivery) -> str:
+    """The id of the forced replay that it belongs to; ``""`` for anything else."""
     replay = delivery.run
-    return Claim(delivery.route.identity, delivery.wire.event_id, replay.run if replay is not None and replay.forced else "")
+    return replay.run if replay is not None and replay.forced else ""

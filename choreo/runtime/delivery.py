@@ -18,7 +18,7 @@ from choreo.core.partition import Delivery
 from choreo.errors import DecodeError, HandlerTimeoutError, PermanentError, TransientError, told
 from choreo.handler import Context, Failure, HandlerSpec
 from choreo.record import Outgoing
-from choreo.runtime.claims import Claims
+from choreo.runtime.claims import Claims, forced_run
 from choreo.runtime.emitting import Emitter
 from choreo.telemetry.logs import CURRENT
 from choreo.telemetry.tracing import Tracing
@@ -176,12 +176,6 @@ def answered(delivery: Delivery, spec: HandlerSpec, answer: object, wiring: Wiri
         return DONE
     records = wiring.emitter.outgoing(spec, delivery.wire, answer, run=forced_run(delivery), traceparent=traceparent)
     return Emitted(records) if records else DONE
-
-
-def forced_run(delivery: Delivery) -> str:
-    """The id of the forced replay that it belongs to; ``""`` for anything else."""
-    replay = delivery.run
-    return replay.run if replay is not None and replay.forced else ""
 
 
 Aside: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -23,6 +23,7 @@ from choreo.envelope import (
     child_id_of,
     child_traceparent,
     emitter_part,
+    header_text,
 )
 from choreo.errors import ConfigurationError, PermanentError, UndeclaredEmitError
 from choreo.events import AnyEvent, Tombstone, key_of, own_spec
@@ -67,20 +68,21 @@ class Emitter:
         if kind is not None:
             # One plain event, as most answers are.
             return [self._child(spec, wire, kind, _PLAIN, answer, "0", run, traceparent)]
+        return [record for _, record in self._made(spec, wire, answer, run, traceparent)]
+
+    def rows(self, spec: HandlerSpec, wire: Wire, answer: object, *, run: str, traceparent: str | None) -> list[OutboxRow]:
+        """The same records as rows of an outbox, each with its event's type and id. Raises as `outgoing`."""
+        made = self._made(spec, wire, answer, run, traceparent)
+        return [OutboxRow(record, kind.event_type, header_text(dict(record.headers)[ID]) or "") for kind, record in made]
+
+    def _made(self, spec: HandlerSpec, wire: Wire, answer: object, run: str, traceparent: str | None) -> Iterator[tuple[_Kind, Outgoing]]:
         counts: dict[tuple[str, str], int] = {}
-        made: list[Outgoing] = []
         for item in emitted(answer):
             emit, event = (item, item.event) if type(item) is Emit else (_PLAIN, item)
             cls = event.of if type(event) is Tombstone else type(event)
             kind = self._kinds.get(cls) or self._kind(cls, spec.name)
             nth = emit.id_key if emit.id_key is not None else _nth(counts, kind.event_type, _key(kind, emit, event) or "")
-            made.append(self._child(spec, wire, kind, emit, event, nth, run, traceparent))
-        return made
-
-    def rows(self, spec: HandlerSpec, wire: Wire, answer: object, *, run: str, traceparent: str | None) -> list[OutboxRow]:
-        """TEMPORARY, the relay's branch has the real one."""
-        made = self.outgoing(spec, wire, answer, run=run, traceparent=traceparent)
-        return [OutboxRow(record, self._codec.event_type(record.value or b""), (record.headers[0][1] or b"").decode()) for record in made]
+            yield kind, self._child(spec, wire, kind, emit, event, nth, run, traceparent)
 
     def _child(
         self, spec: HandlerSpec, wire: Wire, kind: _Kind, emit: Emit[Any], event: Any, nth: str, run: str, traceparent: str | None

@@ -172,9 +172,6 @@ class Worker:
         claims = self._claims
         return {} if claims is None else {queue: Bursts(self, made, queue, claims) for queue, made in self._transactions.items()}
 
-    def outbox_has_more(self) -> None:
-        """This process has just committed rows of the outbox."""
-
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)

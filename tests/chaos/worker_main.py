@@ -16,7 +16,7 @@ import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import psycopg
 
@@ -47,6 +47,7 @@ from tests.support.effects import EffectsLedger
 from tests.support.process import READY
 from tests.support.producer import EVENT_TYPE
 
+T = TypeVar("T")
 LOOK_AGAIN_S = 0.01
 # Variables of the test run that choreo would take for misspelt settings.
 NOT_SETTINGS = ("CHOREO_SEED", "CHOREO_FULL", "CHOREO_KAFKA_PORT")
@@ -118,13 +119,18 @@ class _Booking:
         return Noted(key=event.key, amount=event.amount) if self.conduct.emits else None
 
 
-class Book(Handler[Booked]):
-    name = HANDLER
+class Books(Handler[Booked, T], Generic[T]):
+    """What all of them have in common: how often they try, and for how long."""
+
     timeout_s = 600.0
 
     def __init__(self, booking: _Booking) -> None:
         self._booking = booking
         self.retry = RetryPolicy(max_attempts=booking.conduct.max_attempts, base_delay_s=0.05)
+
+
+class Book(Books[None]):
+    name = HANDLER
 
     async def handle(self, event: Envelope[Booked], context: Context) -> Noted | None:
         booked, booking = event.payload, self._booking
@@ -133,13 +139,8 @@ class Book(Handler[Booked]):
             return booking.effect(booked, context)
 
 
-class BookOnThread(Handler[Booked]):
+class BookOnThread(Books[None]):
     name = HANDLER
-    timeout_s = 600.0
-
-    def __init__(self, booking: _Booking) -> None:
-        self._booking = booking
-        self.retry = RetryPolicy(max_attempts=booking.conduct.max_attempts, base_delay_s=0.05)
 
     def handle(self, event: Envelope[Booked], context: Context) -> Noted | None:
         booked, booking = event.payload, self._booking
@@ -148,13 +149,8 @@ class BookOnThread(Handler[Booked]):
             return booking.effect(booked, context)
 
 
-class BookInSqlite(Handler[Booked, sqlite3.Connection]):
+class BookInSqlite(Books[sqlite3.Connection]):
     name = HANDLER
-    timeout_s = 600.0
-
-    def __init__(self, booking: _Booking) -> None:
-        self._booking = booking
-        self.retry = RetryPolicy(max_attempts=booking.conduct.max_attempts, base_delay_s=0.05)
 
     def handle(self, event: Envelope[Booked], context: Context[sqlite3.Connection]) -> Noted | None:
         with self._booking.call(context):
@@ -163,13 +159,8 @@ class BookInSqlite(Handler[Booked, sqlite3.Connection]):
             return self._booking.effect(event.payload, context)
 
 
-class BookInPostgresPlainly(Handler[Booked, psycopg.Connection]):
+class BookInPostgresPlainly(Books[psycopg.Connection]):
     name = HANDLER
-    timeout_s = 600.0
-
-    def __init__(self, booking: _Booking) -> None:
-        self._booking = booking
-        self.retry = RetryPolicy(max_attempts=booking.conduct.max_attempts, base_delay_s=0.05)
 
     def handle(self, event: Envelope[Booked], context: Context[psycopg.Connection]) -> Noted | None:
         with self._booking.call(context):
@@ -178,13 +169,8 @@ class BookInPostgresPlainly(Handler[Booked, psycopg.Connection]):
             return self._booking.effect(event.payload, context)
 
 
-class BookInPostgres(Handler[Booked, psycopg.AsyncConnection]):
+class BookInPostgres(Books[psycopg.AsyncConnection]):
     name = HANDLER
-    timeout_s = 600.0
-
-    def __init__(self, booking: _Booking) -> None:
-        self._booking = booking
-        self.retry = RetryPolicy(max_attempts=booking.conduct.max_attempts, base_delay_s=0.05)
 
     async def handle(self, event: Envelope[Booked], context: Context[psycopg.AsyncConnection]) -> Noted | None:
         with self._booking.call(context):

@@ -60,10 +60,6 @@ class LedgerStore(MemoryStore):
     def outbox(self, group: str) -> Outbox:
         raise NotImplementedError
 
-    def made(self, claims: Sequence[Claim], payloads: Sequence[bytes]) -> None:
-        """Claims of another member, committed while a burst runs."""
-        self.claim(claims, payloads)
-
 
 class LedgerTransactions:
     """See `choreo.store.Transactions`."""

@@ -12,6 +12,7 @@ from choreo.core import burst_size
 from choreo.core.retry import RetryPolicy
 from choreo.envelope import Envelope
 from choreo.errors import PermanentError, StoreError, TransientError
+from choreo.events import Tombstone
 from choreo.handler import Context, Failure, Handler
 from choreo.record import TopicPartition
 from choreo.runtime import bursts
@@ -248,6 +249,21 @@ async def test_an_undeclared_emit_is_a_permanent_failure_and_nothing_of_it_stays
     assert (store.committed, store.rows, worker.counters.dead_lettered) == ([], [], 1)
 
 
+async def test_a_tombstone_is_a_row_of_its_events_type() -> None:
+    class Erase(Handler[Placed, Ledger]):
+        async def handle(self, event: Envelope[Placed], context: Context[Ledger]) -> Tombstone[Paid]:
+            return Tombstone(of=Paid, key=event.payload.order_id)
+
+    broker, store = shop_broker(), LedgerStore()
+    place(broker, "e0")
+
+    async with shop(broker, Erase(), store=store).worker() as worker:
+        await becomes(is_through(broker, 1), "it is committed", worker)
+
+    assert [(row.event_type, row.record.key, row.record.value) for row in store.rows] == [("order.paid", b"e0", None)]
+    assert emitted(store) == ["e0"]
+
+
 async def test_a_handler_that_takes_too_long_is_cancelled_and_its_burst_goes_on() -> None:
     async def hangs(context: Context[Ledger]) -> None:
         if context.event_id == "e1" and context.attempt == 1:
@@ -319,8 +335,8 @@ async def test_a_recover_whose_transaction_is_lost_runs_again(monkeypatch: pytes
     assert (store.committed, worker.counters.recovered) == (["recovered e0 after 1"], 1)
 
 
-async def test_a_recover_of_a_replay_is_not_taken_for_done_while_the_partition_is_being_given_up() -> None:
-    """It must run, or the event is begun again by the next owner; settled without either it would be lost."""
+async def test_a_recover_that_begins_while_the_partition_is_being_given_up_runs() -> None:
+    """Taken for done without having run, the event would be lost."""
     broker, store = shop_broker(), LedgerStore()
     entered, goes_on = asyncio.Event(), asyncio.Event()
 
@@ -368,7 +384,7 @@ async def test_a_burst_in_which_another_member_claimed_an_event_leaves_nothing_a
     def steals(step: str, transaction: LedgerTransaction) -> None:
         if step == "commit" and not stolen and "e2" in transaction.writes:
             stolen.append("e2")
-            store.made([Claim("enter", "e2")], [digest(placed("e2"))])
+            store.claim([Claim("enter", "e2")], [digest(placed("e2"))])
 
     store.hook = steals
     place(broker, *numbered(8))

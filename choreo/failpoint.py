@@ -23,6 +23,8 @@ NAMES = frozenset(
         "before_store_tx",
         "in_store_tx",
         "after_store_commit",
+        "after_outbox_commit",
+        "after_outbox_ack",
         "after_store_offsets",
         "after_commit",
         "after_dlq_ack",

@@ -146,15 +146,23 @@ class Emit(_Carries[E], Generic[E], frozen=True, kw_only=True):
     """An event with more said about it than the event itself can say.
 
     `key` and `topic` (a logical name) replace the type's own, `headers` are added (names that begin with ``choreo-``
-    are refused), `id_key` makes the child id independent of the order of emits.
+    are refused), `id_key` makes the child id independent of the order of emits. `after` (from the commit on) or `at` (aware) makes it a
+    timer, which can't be cancelled: it is published then, by the database's clock, whatever has happened meanwhile. Only
+    ``Handler[..., Connection]`` and `Service.outbox` have timers. Raises PermanentError for what can't be.
     """
 
     key: str | None = None
     topic: str | None = None
     headers: Mapping[str, str] = {}
     id_key: str | None = None
+    after: timedelta | None = None
+    at: datetime | None = None
 
     def __post_init__(self) -> None:
+        if self.after is not None and self.at is not None:
+            raise PermanentError("Emit: after= and at= are two times; give one")
+        if self.at is not None and self.at.tzinfo is None:
+            raise PermanentError(f"Emit: at={self.at!r} has no time zone; use an aware datetime")
         for name in self.headers:
             if name.startswith(CONTROL_PREFIX):
                 raise PermanentError(f"Emit: header {name!r}; names that begin with {CONTROL_PREFIX} are choreo's own, use another")

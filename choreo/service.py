@@ -28,6 +28,8 @@ from choreo.kafka.settings import EMBEDDED
 from choreo.letter import dlq_topic, letters_topic, replay_topic
 from choreo.runtime.claim_retention import DAY_S, needed_s, too_short
 from choreo.runtime.emitting import Emitter
+from choreo.runtime.outbox import ServiceOutbox
+from choreo.runtime.outbox_relay import OutboxRelay
 from choreo.runtime.preflight import check_topics, patiently, wait_for_kafka
 from choreo.runtime.publishing import Publishing
 from choreo.runtime.reading import rename
@@ -86,6 +88,9 @@ class Service:
         self.resources = tuple(resources)
         self.settings = settings or ServiceSettings()
         self._codec = JsonCodec()
+        self._relays: set[OutboxRelay] = set()
+        self.outbox = ServiceOutbox(self.publisher, store, lambda: self._group(self.resolve().settings), self._added)
+        """Events from code that is no handler, in its own transactions: ``service.outbox.add(connection, event)``."""
         self._check()
 
     # ---- what it is ---------------------------------------------------------------------------------------------------
@@ -133,8 +138,8 @@ class Service:
         if made is None:
             given = "no store was given" if self.store is None else f"{type(self.store).__name__} has none of that class"
             raise ConfigurationError(
-                f"{asks} writes in a transaction of the service's database, and {given}; SqliteStore and PostgresStore have none in this "
-                "release: use Handler[...] (claims) and context.idempotency_key()"
+                f"{asks} writes in a transaction of the service's database, and {given}: SqliteStore has sqlite3.Connection, PostgresStore "
+                "has psycopg.Connection, and psycopg.AsyncConnection when it is given a conninfo"
             )
         if made.blocking is not spec.on_thread:
             wanted, why = ("def handle", "its connections block") if made.blocking else ("async def handle", "its connections are async")
@@ -186,14 +191,15 @@ class Service:
 
     def plan(self, settings: ServiceSettings) -> Plan:
         """What a worker is to run, under these settings."""
-        claims = (settings.effects or "claims") == "claims"
+        store = (self.store or self.default_store()) if (settings.effects or "claims") == "claims" else None
         return Plan(
             service=self.name,
-            group=settings.topic_prefix + self.name,
+            group=self._group(settings),
             version=self.version,
             specs=self.specs,
             codec=self._codec,
-            store=(self.store or self.default_store()) if claims else None,
+            store=store,
+            relays=store is not None and isinstance(store, Transactional) and self._writes_to_outbox(),
             names=rename(settings.topic_prefix, settings.topic_names),
             start=settings.start,
             accept_lost_offsets=settings.accept_lost_offsets,
@@ -202,6 +208,17 @@ class Service:
             drain_s=settings.drain_s,
             strict=settings.strict,
         )
+
+    def _group(self, settings: ServiceSettings) -> str:
+        return settings.topic_prefix + self.name
+
+    def _writes_to_outbox(self) -> bool:
+        return self.store is not None and (bool(self.publishes) or any(spec.transaction is not None for spec in self.specs))
+
+    def _added(self) -> None:
+        """Somebody is about to commit an event in this process."""
+        for relay in tuple(self._relays):
+            relay.expect()
 
     def default_store(self) -> Store:
         """Claims in a file of this host. Topic prefixes share it: a claim is kept by the group, prefix included."""
@@ -251,12 +268,15 @@ class Service:
             plan = dataclasses.replace(plan, claims_retention_s=self._claims_retention_s(settings, topics, plan.names))
             protocol = await _group_protocol(broker) if consume and self.specs else None
             worker = Worker(plan, broker)
+            relays = () if worker.relay is None else (worker.relay,)
+            self._relays.update(relays)
             try:
                 await patiently(lambda: worker.start(consume=consume), until_s)
                 if started is not None:
                     started(Started(worker, settings, found, topics, time.monotonic() - began_s, protocol))
                 yield worker
             finally:
+                self._relays.difference_update(relays)
                 worker.clean = await worker.stop()
 
     def _claims_retention_s(self, settings: ServiceSettings, topics: Mapping[str, TopicInfo], names: Callable[[str], str]) -> float:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from choreo.cli import dlq, replay, store, topics
+from choreo.cli import dlq, outbox, replay, store, topics
 from choreo.cli.config import config
 from choreo.cli.demo import demo
 from choreo.cli.publish import publish
@@ -95,6 +95,7 @@ app.add_typer(dlq.app, name="dlq")
 app.command("replay")(replay.replay)
 app.add_typer(topics.app, name="topics")
 app.add_typer(store.app, name="store")
+app.add_typer(outbox.app, name="outbox")
 
 
 def main() -> None:

@@ -82,6 +82,8 @@ async def _commit(transaction: Transaction, deliveries: Sequence[Delivery], clai
     await transaction.commit([claims[number] for number in done], [digest(deliveries[number].record.value) for number in done], rows)
     if failpoint.ACTIVE:
         failpoint.hit("after_store_commit")
+        if rows:
+            failpoint.hit("after_outbox_commit")
 
 
 async def _run(delivery: Delivery, transaction: Transaction, wiring: Wiring, slot: Slot, failure: Failure | None) -> Ran:

@@ -153,7 +153,7 @@ class Bursts:
 
     def _conclude(self, slot: Slot, burst: Sequence[Delivery], ran: Sequence[Ran]) -> None:
         """COMMIT was acknowledged, or there was nothing to commit: now what became of each counts."""
-        self._worker.counters.emitted += sum(len(one.rows) for one in ran)
+        self._emitted(sum(len(one.rows) for one in ran))
         self._feeding = True  # what a settled one makes ready waits for the others, and goes into one burst with theirs
         try:
             for delivery, one in zip(burst, ran, strict=True):
@@ -167,6 +167,11 @@ class Bursts:
                     self._end(slot, delivery, one.outcome)
         finally:
             self._feeding = False
+
+    def _emitted(self, rows: int) -> None:
+        self._worker.counters.emitted += rows
+        if rows and self._worker.relay is not None:
+            self._worker.relay.wake()
 
     def _end(self, slot: Slot, delivery: Delivery, outcome: Outcome) -> None:
         self._taken[slot].remove(delivery)
@@ -240,7 +245,7 @@ class Bursts:
                     raise
                 await asyncio.sleep(DOWN_S)
             else:
-                self._worker.counters.emitted += len(ran.rows)
+                self._emitted(len(ran.rows))
                 return DONE if isinstance(ran.outcome, Duplicate) or ran.outcome is None else ran.outcome
         return DONE
 

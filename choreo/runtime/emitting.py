@@ -68,21 +68,22 @@ class Emitter:
         if kind is not None:
             # One plain event, as most answers are.
             return [self._child(spec, wire, kind, _PLAIN, answer, "0", run, traceparent)]
-        return [record for _, record in self._made(spec, wire, answer, run, traceparent)]
+        return [_at_once(spec.name, emit, record) for _, emit, record in self._made(spec, wire, answer, run, traceparent)]
 
     def rows(self, spec: HandlerSpec, wire: Wire, answer: object, *, run: str, traceparent: str | None) -> list[OutboxRow]:
         """The same records as rows of an outbox, each with its event's type and id. Raises as `outgoing`."""
-        made = self._made(spec, wire, answer, run, traceparent)
-        return [OutboxRow(record, kind.event_type, header_text(dict(record.headers)[ID]) or "") for kind, record in made]
+        return [_row(kind, emit, record) for kind, emit, record in self._made(spec, wire, answer, run, traceparent)]
 
-    def _made(self, spec: HandlerSpec, wire: Wire, answer: object, run: str, traceparent: str | None) -> Iterator[tuple[_Kind, Outgoing]]:
+    def _made(
+        self, spec: HandlerSpec, wire: Wire, answer: object, run: str, traceparent: str | None
+    ) -> Iterator[tuple[_Kind, Emit[Any], Outgoing]]:
         counts: dict[tuple[str, str], int] = {}
         for item in emitted(answer):
             emit, event = (item, item.event) if type(item) is Emit else (_PLAIN, item)
             cls = event.of if type(event) is Tombstone else type(event)
             kind = self._kinds.get(cls) or self._kind(cls, spec.name)
             nth = emit.id_key if emit.id_key is not None else _nth(counts, kind.event_type, _key(kind, emit, event) or "")
-            yield kind, self._child(spec, wire, kind, emit, event, nth, run, traceparent)
+            yield kind, emit, self._child(spec, wire, kind, emit, event, nth, run, traceparent)
 
     def _child(
         self, spec: HandlerSpec, wire: Wire, kind: _Kind, emit: Emit[Any], event: Any, nth: str, run: str, traceparent: str | None
@@ -119,7 +120,18 @@ class Emitter:
         return voice
 
     def root(self, event: Any, *, event_id: str, flow_id: str, traceparent: str | None, source: str) -> Outgoing:
-        """The record of an event that no event caused. Raises ConfigurationError for what is no event."""
+        """The record of an event that no event caused. Raises ConfigurationError for what is no event, and for a timer."""
+        _, emit, record = self._root(event, event_id, flow_id, traceparent, source)
+        try:
+            return _at_once(source, emit, record)
+        except PermanentError as error:
+            raise ConfigurationError(str(error)) from error
+
+    def root_row(self, event: Any, *, event_id: str, flow_id: str, traceparent: str | None, source: str) -> OutboxRow:
+        """The same as a row of an outbox; a timer is welcome."""
+        return _row(*self._root(event, event_id, flow_id, traceparent, source))
+
+    def _root(self, event: Any, event_id: str, flow_id: str, traceparent: str | None, source: str) -> tuple[_Kind, Emit[Any], Outgoing]:
         emit, inner = (event, event.event) if isinstance(event, Emit) else (_PLAIN, event)
         cls = inner.of if isinstance(inner, Tombstone) else type(inner)
         try:
@@ -133,7 +145,7 @@ class Emitter:
             (TRACEPARENT, (traceparent or child_traceparent(None, flow_id, event_id)).encode()),
             self._content_type,
         ]
-        return self._record(kind, emit, inner, _key(kind, emit, inner), headers)
+        return kind, emit, self._record(kind, emit, inner, _key(kind, emit, inner), headers)
 
     def _kind(self, cls: Any, who: str) -> _Kind:
         known = own_spec(cls)
@@ -157,6 +169,20 @@ class Emitter:
         if emit.topic is not None and not _TOPIC.fullmatch(topic):
             raise PermanentError(f"topic {topic!r}: letters, digits, '.', '_' and '-', at most 249 of them")
         return Outgoing(topic, None if key is None else key.encode(), value, headers)
+
+
+def _row(kind: _Kind, emit: Emit[Any], record: Outgoing) -> OutboxRow:
+    return OutboxRow(record, kind.event_type, header_text(dict(record.headers)[ID]) or "", emit.after if emit.at is None else emit.at)
+
+
+def _at_once(who: str, emit: Emit[Any], record: Outgoing) -> Outgoing:
+    """Raises PermanentError for a timer where there is no outbox that it could wait in."""
+    if emit.after is not None or emit.at is not None:
+        raise PermanentError(
+            f"{who}: Emit(after=, at=) waits in the outbox of the service's database: use Handler[..., Connection] with a store that was "
+            "named, or service.outbox.add"
+        )
+    return record
 
 
 def emitted(answer: object) -> Iterable[Any]:

@@ -17,6 +17,7 @@ from choreo.handler import Emit, EmitItem
 from choreo.record import Outgoing
 from choreo.runtime.emitting import Emitter
 from choreo.runtime.sends import Sends, by_key
+from choreo.store import OutboxRow
 from choreo.telemetry.counters import Counters
 from choreo.telemetry.tracing import current_traceparent
 
@@ -70,6 +71,14 @@ class Publishing:
             own = first if number == 0 else derived_id(first, number)
             made.append(self._emitter.root(event, event_id=own, flow_id=first, traceparent=trace, source=f"{self._service}/publish"))
         return Published(first, first), made
+
+    def row(self, event: EmitItem, event_id: str | None) -> tuple[Published, OutboxRow]:
+        """One event, a flow of its own, as a row of an outbox. Raises ConfigurationError for one that is not declared."""
+        self._check(event)
+        own = event_id or new_id()
+        source = f"{self._service}/outbox"
+        row = self._emitter.root_row(event, event_id=own, flow_id=own, traceparent=current_traceparent(), source=source)
+        return Published(own, own), row
 
     def _check(self, event: Any) -> None:
         inner = event.event if isinstance(event, Emit) else event

@@ -55,6 +55,7 @@ from choreo.runtime.history import History
 from choreo.runtime.intake import Intake
 from choreo.runtime.membership import Membership
 from choreo.runtime.on_threads import OnThreads
+from choreo.runtime.outbox_relay import OutboxRelay
 from choreo.runtime.reading import Reader
 from choreo.runtime.replays import Replays
 from choreo.runtime.sends import Sends
@@ -92,6 +93,8 @@ class Plan:
     revoke_s: float = 8.0
     strict: bool = False
     claims_retention_s: float = inf
+    relays: bool = False
+    """Whether it publishes the outbox of its store."""
     tracing: Any = field(default=None, repr=False)
 
 
@@ -131,6 +134,7 @@ class Worker:
         self.intake = Intake(lambda: broker.consumer(plan.group), self.reader.topics, self.membership)
         self.commits = Commits(self)
         self.bursts = self._made_bursts()
+        self.relay = self._made_relay()
         self.feeding = Feeding(
             self.engine, self.reader, self._claims, self.intake, self.counters, received=self.received, ask=self.commits.ask
         )
@@ -154,6 +158,8 @@ class Worker:
         again after a BrokerError."""
         if self._claims is not None:
             await self._claims.open(self.plan.group)
+        if self.relay is not None and not self.relay.started:
+            self.relay.started = self.spawn(self.relay.run())
         if not consume or not self.reader.topics:
             return
         if self._claims is not None:
@@ -171,6 +177,12 @@ class Worker:
     def _made_bursts(self) -> dict[int, Bursts]:
         claims = self._claims
         return {} if claims is None else {queue: Bursts(self, made, queue, claims) for queue, made in self._transactions.items()}
+
+    def _made_relay(self) -> OutboxRelay | None:
+        store: object = self.plan.store
+        if not self.plan.relays or not isinstance(store, Transactional):
+            return None
+        return OutboxRelay(store.outbox(self.plan.group), self.sends, self.counters)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
@@ -212,6 +224,8 @@ class Worker:
             clean = await self.intake.join(deadline + self.plan.revoke_s - self._loop.time()) and clean
             await self.membership.marked()
         await self.replays.close()
+        if self.relay is not None:
+            await self.relay.close()
         self._end()
         if self._tasks:
             # A handler may ignore that; it must not hold us.

@@ -1,4 +1,4 @@
-"""Claims in PostgreSQL: each event once among all members that share the database.
+"""Claims in PostgreSQL, the transactions of handlers, and the outbox: each event once among all members that share the database.
 
 Members that claim the same events at once wait for each other and never deadlock, because each claims in the order of the
 key; the one that is second is told so. psycopg is imported when a store is made, not with this module: choreo works without it.
@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 from choreo import failpoint
 from choreo.errors import ConfigurationError, StoreError
 from choreo.storage.schema import migrations, still_to_run
-from choreo.store import Claim, Migration, SchemaPlan
+from choreo.store import Claim, Migration, OutboxRow, SchemaPlan
 
 if TYPE_CHECKING:
     from psycopg_pool import ConnectionPool
 
+    from choreo.storage.postgres_links import Links
+    from choreo.storage.postgres_outbox import PostgresOutbox
     from choreo.storage.postgres_sessions import Execute, Sessions, Statement
+    from choreo.storage.postgres_transactions import PostgresTransactions
 
 _MIGRATIONS = migrations("postgres")
 SCHEMA_VERSION = _MIGRATIONS[-1].version
@@ -62,8 +65,9 @@ SELECT current_setting('server_encoding'), current_setting('client_encoding'), t
 """
 _VERSION = "SELECT coalesce(max(version), 0) FROM {schema}.choreo_schema"
 _LACKING = """
-SELECT privilege FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS privilege
-WHERE NOT has_table_privilege('{schema}.choreo_claims', privilege)
+SELECT DISTINCT privilege FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privilege
+CROSS JOIN unnest(ARRAY['claims', 'outbox', 'outbox_leases', 'outbox_relays']) AS ours
+WHERE NOT has_table_privilege('{schema}.choreo_' || ours, privilege) ORDER BY 1
 """
 _ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtextextended('choreo store apply {schema}', 0));\n"
 _HAS_SCHEMA = "SELECT to_regnamespace('{schema}') IS NOT NULL"
@@ -75,9 +79,11 @@ _AFTER = "\nCOMMIT;\n"
 
 
 class PostgresStore:
-    """See `choreo.store.Store` and `Migrating`. ``PostgresStore("postgresql://payments@db/shop")`` has one connection of its own;
-    ``PostgresStore(pool)``, a psycopg_pool.ConnectionPool, borrows one for each call and never closes the pool. `schema` is where
-    its tables are, `lock_timeout_s` how long it waits for another session's lock. Raises ConfigurationError; `open` does the I/O.
+    """See `choreo.store.Store`, `Migrating`, `Transactional`. ``PostgresStore("postgresql://payments@db/shop")`` has connections of its
+    own: one for claims, up to four for handlers with psycopg.Connection, four for those with AsyncConnection, one for the outbox.
+    ``PostgresStore(pool)``, a psycopg_pool.ConnectionPool, borrows them and never closes the pool; it has none for AsyncConnection.
+    `schema` is where its tables are, `lock_timeout_s` how long it waits for another session's lock. Raises ConfigurationError; `open`
+    does the I/O.
     """
 
     def __init__(self, database: str | ConnectionPool[Any], *, schema: str = "choreo", lock_timeout_s: float = 5.0) -> None:
@@ -86,7 +92,9 @@ class PostgresStore:
         if not 0.001 <= lock_timeout_s <= 3_600:
             raise ConfigurationError(f"PostgresStore: lock_timeout_s={lock_timeout_s}; use 0.001 to 3,600")
         self._sessions = _sessions(database, schema, lock_timeout_s)
+        self._database = database
         self._schema = schema
+        self._lock_timeout_s = lock_timeout_s
         self._group: str | None = None
         # Claims whose COMMIT was not answered, each with its time (epoch microseconds): those that stand there with it are our own.
         self._in_doubt: dict[Claim, int] = {}
@@ -108,7 +116,7 @@ class PostgresStore:
             if version == SCHEMA_VERSION and (lacking := execute(self._sql(_LACKING))):
                 raise StoreError(
                     f"{self.describe()}: this role may not {', '.join(privilege for (privilege,) in lacking)}; its owner can allow it:"
-                    f' GRANT SELECT, INSERT, DELETE ON ALL TABLES IN SCHEMA "{self._schema}" TO ...',
+                    f' GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "{self._schema}" TO ...',
                     retriable=False,
                 )
         if version < SCHEMA_VERSION:
@@ -179,6 +187,54 @@ class PostgresStore:
 
     def _look_up(self, group: str, claims: Sequence[Claim]) -> Statement:
         return self._sql(_LOOK_UP), [*_columns(map(_key, claims)), group]
+
+    def transactions(self, connection: type) -> PostgresTransactions | None:
+        links = self._links(connection)
+        if links is None:
+            return None
+        from choreo.storage.postgres_transactions import PostgresTransactions, Statements
+
+        statements = Statements(lambda claims: self._look_up(self._ready(), claims), self._inserted_last, self._rows)
+        return PostgresTransactions(
+            links, statements, lock_timeout_s=self._lock_timeout_s, where=self._sessions.describe(), schema=self._schema
+        )
+
+    def _links(self, connection: type) -> Links | None:
+        import psycopg
+
+        from choreo.storage.postgres_links import OwnLinks, PoolLinks
+
+        if connection not in (psycopg.Connection, psycopg.AsyncConnection):
+            return None
+        blocking = connection is psycopg.Connection
+        if not isinstance(self._database, str):
+            return PoolLinks(self._database) if blocking else None
+        return OwnLinks(self._database, lambda: f"choreo {self._ready()} handlers", blocking=blocking)
+
+    def _inserted_last(self, claims: Sequence[Claim], payloads: Sequence[bytes]) -> Statement:
+        given = dict(sorted(zip(map(_key, claims), payloads, strict=True)))
+        return self._sql(_INSERT), [self._ready(), *_columns(given), list(given.values())]
+
+    def _rows(self, rows: Sequence[OutboxRow]) -> Statement:
+        return self._insertion(self._ready(), rows)
+
+    def _insertion(self, group: str, rows: Sequence[OutboxRow]) -> Statement:
+        from choreo.storage.postgres_outbox import insertion
+
+        text, parameters = insertion(group, rows)
+        return self._sql(text), parameters
+
+    def add(self, connection: Any, group: str, rows: Sequence[OutboxRow]) -> Any:
+        from choreo.storage.postgres_outbox import add
+
+        return add(connection, self._insertion(group, rows))
+
+    def outbox(self, group: str) -> PostgresOutbox:
+        from choreo.storage.postgres_outbox import PostgresOutbox
+
+        sessions = _sessions(self._database, self._schema, self._lock_timeout_s)
+        sessions.name(f"choreo {group} outbox")
+        return PostgresOutbox(sessions, self._schema, group)
 
     def delete_older(self, age_s: float, limit: int) -> int:
         group = self._ready()

@@ -50,7 +50,7 @@ class OwnConnection:
     """See `Connections`. One connection by `conninfo`; after it was lost, the next call makes another one."""
 
     def __init__(self, conninfo: str) -> None:
-        self._parameters = _parameters(conninfo)
+        self._parameters = parameters(conninfo)
         self._connection: Connection | None = None
         self.place = _place(self._parameters.get("host"), self._parameters.get("port"), self._parameters.get("dbname"))
 
@@ -104,7 +104,7 @@ class PooledConnections:
         """Nothing is its own."""
 
 
-def _parameters(conninfo: str) -> dict[str, Any]:
+def parameters(conninfo: str) -> dict[str, Any]:
     """What a conninfo says, over the defaults. Raises ConfigurationError, which shows nothing of it."""
     if "+" in conninfo.partition("://")[0]:
         raise ConfigurationError(f"PostgresStore: a conninfo names no driver: leave out the '+...' before '://' and write {_FORM}")

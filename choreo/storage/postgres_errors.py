@@ -37,7 +37,7 @@ _SOMEBODY_MUST_ACT = {
     "28": "correct user and password",
     "3D000": "create the database, or name another one",
     "3F000": _TABLES,
-    "42501": "its owner can allow it: GRANT USAGE ON SCHEMA {schema} TO ...; GRANT SELECT, INSERT, DELETE ON ALL TABLES IN SCHEMA {schema}"
+    "42501": "its owner can allow it: GRANT USAGE ON SCHEMA {schema} TO ...; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema}"
     " TO ...; and make missing tables with the SQL that choreo store plan MODULE:NAME prints",
     "42703": _TABLES,
     "42P01": _TABLES,

@@ -89,7 +89,7 @@ class Sessions:
             with self._borrowed(doing) as connection:
                 # No pipeline: psycopg ends one with a Flush, at which PostgreSQL forgets to watch for idle transactions (seen).
                 at_us = self._begin(connection)
-                found = [_execute(connection, *statement, binary=True).fetchall() for statement in statements]
+                found = [_rows(_execute(connection, *statement, binary=True)) for statement in statements]
                 before_commit()
                 try:
                     _execute(connection, "COMMIT")

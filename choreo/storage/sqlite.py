@@ -1,23 +1,23 @@
-"""Claims in a SQLite file: each event once on this host.
+"""Claims in a SQLite file, the transactions of handlers, and the outbox: each event once on this host.
 
-WAL and synchronous=FULL: with NORMAL a power cut may lose the last commits, whose offsets Kafka has already. A claim is
-written in a transaction that takes the write lock at its start (BEGIN IMMEDIATE), so that it never waits for a lock in
-its middle. Other processes may share the file; they wait for each other up to `busy_timeout_s`.
+Other processes may share the file; they wait for each other up to `busy_timeout_s`.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from pathlib import Path
+from contextlib import closing
+from typing import Any
 
 from choreo import failpoint
 from choreo.errors import StoreError
 from choreo.storage.schema import migrations, still_to_run
-from choreo.store import Claim
+from choreo.storage.sqlite_file import SqliteFile, epoch_ms
+from choreo.storage.sqlite_outbox import SqliteOutbox, add
+from choreo.storage.sqlite_transactions import SqliteTransactions
+from choreo.store import Claim, OutboxRow
 
 _MIGRATIONS = migrations("sqlite")
 SCHEMA_VERSION = _MIGRATIONS[-1].version
@@ -28,50 +28,24 @@ _DELETE = (
 )
 # One statement text a size: a full chunk's is parsed once and then comes from sqlite3's statement cache.
 _CHUNK_IDS = 500
-_CACHE_KIB = 16_384
-
-# By SQLite's primary result code: may waiting help, what is the matter, what to do (https://sqlite.org/rescode.html).
-_WAITING_HELPS = {
-    sqlite3.SQLITE_BUSY: "another process holds its lock; choreo tries again; find the process if this goes on: fuser -v",
-    sqlite3.SQLITE_LOCKED: "another process holds its lock; choreo tries again; find the process if this goes on: fuser -v",
-    sqlite3.SQLITE_FULL: "the disk is full; make room, choreo tries again",
-    sqlite3.SQLITE_IOERR: "the disk failed to read or write; look at the disk and its quota (dmesg, df), choreo tries again",
-    sqlite3.SQLITE_NOMEM: "no memory left; choreo tries again",
-    sqlite3.SQLITE_PROTOCOL: "another process is just opening it; choreo tries again",
-}
-_SOMEBODY_MUST_ACT = {
-    sqlite3.SQLITE_READONLY: "it can't be written; give this user write access to the file and its folder",
-    sqlite3.SQLITE_PERM: "access is denied; give this user write access to the file and its folder",
-    sqlite3.SQLITE_CANTOPEN: "it can't be opened; it must be a file (not a folder) that this user may write",
-    sqlite3.SQLITE_CORRUPT: "it is damaged; move it away and restore a backup, or start without: events redelivered now run again",
-    sqlite3.SQLITE_NOTADB: "it is no SQLite database; move it away, or choose another path",
-}
 
 
 class SqliteStore:
-    """See `choreo.store.Store`. ``SqliteStore(".choreo/payments.db")``; missing folders are made, `open` does the I/O."""
+    """See `choreo.store.Store` and `Transactional`. ``SqliteStore(".choreo/payments.db")``; missing folders are made, `open` does the I/O."""
 
     def __init__(self, path: str | os.PathLike[str], *, busy_timeout_s: float = 5.0) -> None:
-        self._shown = os.fspath(path)
-        self._path = Path(path).absolute()
-        self._busy_timeout_s = busy_timeout_s
+        self._file = SqliteFile(path, busy_timeout_s)
         self._group = ""
         self._connection: sqlite3.Connection | None = None
-        self._file_id = (0, 0)
 
     def open(self, group: str) -> None:
         if self._connection is not None:
             return
+        self._file.make_folder()
+        connection = self._file.connect(sqlite3.Connection)
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"{self.describe()}: its folder can't be made: {error}; choose another path", retriable=False) from error
-        with self._explained("opening"):
-            connection = sqlite3.connect(self._path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False)
-        try:
-            with self._explained("opening"):
-                self._set_up(connection)
-                self._file_id = self._file_now()
+            self._set_up(connection)
+            self._file.note()
         except BaseException:
             connection.close()
             raise
@@ -79,15 +53,7 @@ class SqliteStore:
         self._connection = connection
 
     def _set_up(self, connection: sqlite3.Connection) -> None:
-        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise StoreError(
-                f"{self.describe()}: journal mode is {mode} and can't be WAL, as on a network file system; choose a local path",
-                retriable=False,
-            )
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        with _transaction(connection):
+        with self._file.writing(connection, "opening"):
             for step in still_to_run(_MIGRATIONS, _schema_version(connection)):
                 for statement in _statements(step.sql):
                     connection.execute(statement)
@@ -103,12 +69,12 @@ class SqliteStore:
             )
 
     def lookup(self, claims: Collection[Claim]) -> set[Claim]:
-        with self._explained("looking claims up"):
-            return set(self._found(self._ready(), claims))
+        with self._file.explained("looking claims up"):
+            return set(found(self._ready(), self._group, claims))
 
     def payloads(self, claims: Collection[Claim]) -> dict[Claim, bytes]:
-        with self._explained("looking payloads up"):
-            return self._found(self._ready(), claims)
+        with self._file.explained("looking payloads up"):
+            return found(self._ready(), self._group, claims)
 
     def claim(self, claims: Sequence[Claim], payloads: Sequence[bytes] = ()) -> set[Claim]:
         connection = self._ready()
@@ -116,105 +82,77 @@ class SqliteStore:
             return set()
         if failpoint.ACTIVE:
             failpoint.hit("before_store_tx")
-        with self._explained("writing claims"):
-            with _transaction(connection):
-                self._check_file()
-                already = set(self._found(connection, claims))
-                self._insert(connection, zip(claims, payloads or [b""] * len(claims), strict=True), already)
-                if failpoint.ACTIVE:
-                    failpoint.hit("in_store_tx")
+        with self._file.writing(connection, "writing claims"):
+            self._file.check()
+            already = set(found(connection, self._group, claims))
+            new = [(claim, payload) for claim, payload in zip(claims, payloads or [b""] * len(claims), strict=True) if claim not in already]
+            insert(connection, self._group, new)
+            if failpoint.ACTIVE:
+                failpoint.hit("in_store_tx")
         if failpoint.ACTIVE:
             failpoint.hit("after_store_commit")
         return already
 
-    def _found(self, connection: sqlite3.Connection, claims: Iterable[Claim]) -> dict[Claim, bytes]:
-        wanted: dict[tuple[str, str], list[str]] = {}
-        for handler, event_id, run in claims:
-            wanted.setdefault((handler, run), []).append(event_id)
-        found: dict[Claim, bytes] = {}
-        for (handler, run), ids in wanted.items():
-            for at in range(0, len(ids), _CHUNK_IDS):
-                chunk = ids[at : at + _CHUNK_IDS]
-                # CROSS JOIN keeps the order of the loops: for each id one search in the key, never a scan of the claims.
-                sql = (
-                    f"WITH wanted(id) AS (VALUES {','.join(['(?)'] * len(chunk))}) SELECT id, payload FROM wanted CROSS JOIN choreo_claims"  # noqa: S608
-                    " WHERE consumer_group = ? AND handler = ? AND event_id = id AND run = ?"
-                )
-                rows = connection.execute(sql, (*chunk, self._group, handler, run))
-                found.update((Claim(handler, event_id, run), payload) for event_id, payload in rows)
-        return found
-
-    def _insert(self, connection: sqlite3.Connection, claims: Iterable[tuple[Claim, bytes]], already: set[Claim]) -> None:
-        now_ms = time.time_ns() // 1_000_000
-        # Sorted: neighbours share pages.
-        new = sorted((claim, payload) for claim, payload in claims if claim not in already)
-        rows = [(self._group, handler, event_id, run, now_ms, payload) for (handler, event_id, run), payload in new]
-        connection.executemany(_INSERT, rows)
-
     def delete_older(self, age_s: float, limit: int) -> int:
         connection = self._ready()
-        with self._explained("deleting old claims"):
-            with _transaction(connection):
-                self._check_file()
-                made_by_ms = time.time_ns() // 1_000_000 - round(age_s * 1000)
-                return connection.execute(_DELETE, (self._group, made_by_ms, limit)).rowcount
+        with self._file.writing(connection, "deleting old claims"):
+            self._file.check()
+            return connection.execute(_DELETE, (self._group, epoch_ms() - round(age_s * 1000), limit)).rowcount
+
+    def transactions(self, connection: type) -> SqliteTransactions | None:
+        return SqliteTransactions(self._file, self._open_group, found, insert) if connection is sqlite3.Connection else None
+
+    def add(self, connection: Any, group: str, rows: Sequence[OutboxRow]) -> None:
+        add(connection, self._file, group, rows)
+
+    def outbox(self, group: str) -> SqliteOutbox:
+        return SqliteOutbox(self._file, group)
 
     def describe(self) -> str:
-        return f"SQLite {self._shown}"
+        return self._file.describe()
 
     def close(self) -> None:
         if self._connection is None:
             return
         connection, self._connection = self._connection, None
-        with self._explained("closing"):
+        with self._file.explained("closing"):
             connection.close()
+
+    def _open_group(self) -> str:
+        self._ready()
+        return self._group
 
     def _ready(self) -> sqlite3.Connection:
         if self._connection is None:
             raise StoreError(f"{self.describe()}: not open; call open(group) first, and not after close()", retriable=False)
         return self._connection
 
-    def _file_now(self) -> tuple[int, int]:
-        with suppress(FileNotFoundError):
-            status = self._path.stat()
-            return status.st_dev, status.st_ino
-        return (0, 0)
 
-    def _check_file(self) -> None:
-        """SQLite goes on writing to a file that was deleted or replaced: those claims would be gone with this process."""
-        if self._file_now() != self._file_id:
-            raise StoreError(
-                f"{self.describe()}: the file was moved, deleted or replaced while it was open; put it back if you can, then restart",
-                retriable=False,
+def found(connection: sqlite3.Connection, group: str, claims: Iterable[Claim]) -> dict[Claim, bytes]:
+    """Those of `claims` that are there, each with its hash. Raises sqlite3.Error."""
+    wanted: dict[tuple[str, str], list[str]] = {}
+    for handler, event_id, run in claims:
+        wanted.setdefault((handler, run), []).append(event_id)
+    there: dict[Claim, bytes] = {}
+    for (handler, run), ids in wanted.items():
+        for at in range(0, len(ids), _CHUNK_IDS):
+            chunk = ids[at : at + _CHUNK_IDS]
+            # CROSS JOIN keeps the order of the loops: for each id one search in the key, never a scan of the claims.
+            sql = (
+                f"WITH wanted(id) AS (VALUES {','.join(['(?)'] * len(chunk))}) SELECT id, payload FROM wanted CROSS JOIN choreo_claims"  # noqa: S608
+                " WHERE consumer_group = ? AND handler = ? AND event_id = id AND run = ?"
             )
-
-    @contextmanager
-    def _explained(self, doing: str) -> Iterator[None]:
-        """Turns SQLite's errors into StoreErrors."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise self._explain(error, doing) from error
-
-    def _explain(self, error: sqlite3.Error, doing: str) -> StoreError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        advice = _WAITING_HELPS.get(code) or _SOMEBODY_MUST_ACT.get(code) or "this is no error choreo knows; look at the file"
-        return StoreError(f"{self.describe()}: {doing}: {error}; {advice}", retriable=code in _WAITING_HELPS)
+            rows = connection.execute(sql, (*chunk, group, handler, run))
+            there.update((Claim(handler, event_id, run), payload) for event_id, payload in rows)
+    return there
 
 
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """BEGIN IMMEDIATE ... COMMIT; any exception rolls back."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        # A full disk or a damaged file may have rolled back already; what went wrong first is what is told.
-        with suppress(sqlite3.Error):
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-        raise
+def insert(connection: sqlite3.Connection, group: str, claims: Iterable[tuple[Claim, bytes]]) -> int:
+    """Inserts them, but those that are there already; how many are new. Raises sqlite3.Error."""
+    now_ms = epoch_ms()
+    # Sorted: neighbours share pages.
+    rows = [(group, handler, event_id, run, now_ms, payload) for (handler, event_id, run), payload in sorted(claims)]
+    return max(0, connection.executemany(_INSERT, rows).rowcount)
 
 
 def _schema_version(connection: sqlite3.Connection) -> int:

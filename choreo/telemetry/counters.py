@@ -30,6 +30,8 @@ class Counters:
     broker_errors: int = 0
     store_errors: int = 0
     bursts_lost: int = 0
+    relayed: int = 0
+    set_aside: int = 0
     commits: int = 0
     commit_errors: int = 0
     rebalances: int = 0

@@ -21,7 +21,7 @@ from tests.chaos.attempts import AttemptsFile
 from tests.chaos.conduct import CHILD_TYPE, DONE, HANDLER, SERVICE, Conduct
 from tests.support.checker import Report, check
 from tests.support.commits import CommitWatch
-from tests.support.databases import Database, claimed, effects
+from tests.support.databases import Database, claimed, effects, waiting_rows
 from tests.support.effects import EffectsLedger
 from tests.support.facts import Admitted
 from tests.support.history import CleanStop, Commit, Effect, History, Letter, Produced, Recovery
@@ -31,6 +31,7 @@ from tests.support.nemesis import SEED_VARIABLE
 from tests.support.offset_maps import maps
 from tests.support.process import READY, WorkerProcess
 from tests.support.producer import produce_events, random_events
+from tests.support.waiting import wait_for
 
 WORKER = Path(__file__).with_name("worker_main.py")
 PARTITIONS = 4
@@ -38,6 +39,8 @@ PATIENT_SESSION_MS = 45_000
 """As it is by default. For members that leave by themselves, if at all: the machine may be busy, or a broker away."""
 HEARTBEAT_MS = 300
 CATCH_UP_S = 45.0
+PUBLISHED_S = 20.0
+"""A dead relay keeps its shards until its lease ends."""
 END_S = 30.0
 SHOWN_CHARS = 6000
 
@@ -229,12 +232,15 @@ class Scene:
         deadline_s: float = CATCH_UP_S,
         earlier_stops: Sequence[CleanStop] = (),
     ) -> Report:
-        """Waits until the group has committed everything, stops `running` cleanly, and has the oracle judge the run.
+        """Waits until the group has committed everything and the outbox is empty, stops `running` cleanly, and has the oracle judge the run.
 
         `healed_at_s`: when the last fault was mended, if it is longer ago than this call.
         """
         healed_at_s = time.monotonic() if healed_at_s is None else healed_at_s
         self.kafka.wait_for_no_lag(self.group, [self.orders], deadline_s=max(1.0, healed_at_s + deadline_s - time.monotonic()))
+        if self.database is not None:
+            database = self.database
+            wait_for(lambda: waiting_rows(database) == 0, "all that was committed is published", deadline_s=PUBLISHED_S, every_s=0.05)
         recovery = Recovery(healed_at_s, time.monotonic(), deadline_s)
         stops = self.stop_cleanly(*running)
         if isinstance(commits, CommitWatch):

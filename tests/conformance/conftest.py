@@ -4,4 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("choreo.testing.conformance", "choreo.testing.members")
+pytest.register_assert_rewrite(
+    "choreo.testing.conformance", "choreo.testing.members", "choreo.testing.transaction_conformance", "choreo.testing.outbox_conformance"
+)

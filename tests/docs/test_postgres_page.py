@@ -82,7 +82,7 @@ async def test_a_service_without_its_tables_does_not_start_and_says_what_to_run(
     service = load_service("shop:billing")
     make_topics(broker, service)
 
-    with pytest.raises(StoreError, match=r"it has no tables of choreo, this choreo needs version 1; run: choreo store apply MODULE:NAME"):
+    with pytest.raises(StoreError, match=r"it has no tables of choreo, this choreo needs version 2; run: choreo store apply MODULE:NAME"):
         async with service.running():
             raise AssertionError("it runs")
 

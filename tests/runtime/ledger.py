@@ -12,7 +12,7 @@ from typing import Any
 
 from choreo.errors import PermanentError, StoreError, TransactionLostError
 from choreo.storage.memory import MemoryStore
-from choreo.store import Claim, Outbox, OutboxRow
+from choreo.store import Claim, Outbox, OutboxRow, OutboxState, StoredRow
 
 Hook = Callable[[str, "LedgerTransaction"], Awaitable[None] | None]
 
@@ -58,7 +58,29 @@ class LedgerStore(MemoryStore):
         raise NotImplementedError
 
     def outbox(self, group: str) -> Outbox:
-        raise NotImplementedError
+        return NobodysOutbox()
+
+
+class NobodysOutbox:
+    """See `choreo.store.Outbox`. It has no shard for anybody: what was committed stays in `LedgerStore.rows`."""
+
+    def lease(self, relay: str, lasts_s: float) -> Collection[int]:
+        return ()
+
+    def due(self, shards: Collection[int], limit: int, *, beside: Collection[tuple[str, bytes]] = ()) -> Sequence[StoredRow]:
+        return ()
+
+    def published(self, seqs: Collection[int]) -> None:
+        raise AssertionError("nothing was published")
+
+    def set_aside(self, seq: int, reason: str) -> None:
+        raise AssertionError("nothing was published")
+
+    def state(self) -> OutboxState:
+        return OutboxState(0, 0.0, 0, 0)
+
+    def close(self) -> None:
+        """Nothing is its own."""
 
 
 class LedgerTransactions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from choreo import Context, Envelope, Event, Handler, MemoryStore, PostgresStore, Service, ServiceSettings
+from choreo import Context, Envelope, Event, Handler, MemoryStore, PostgresStore, Service, ServiceSettings, SqliteStore
 
 
 class OrderPlaced(Event, type="order.placed", topic="orders", key="order_id"):
@@ -29,3 +29,8 @@ def in_memory() -> Service:
 
 def without_claims() -> Service:
     return Service("desk", handlers=[Tell()], settings=ServiceSettings(effects="offsets"))
+
+
+def with_outbox() -> Service:
+    """Its store is the file OUTBOX_FILE."""
+    return Service("desk", publishes=[OrderPlaced], store=SqliteStore(os.environ["OUTBOX_FILE"]))

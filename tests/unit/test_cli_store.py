@@ -15,6 +15,8 @@ from tests.unit.cli_desk import choreo as run
 HERE = "tests.unit.store_desk"
 DESK = f"{HERE}:desk"
 
+TABLES = ["choreo_claims", "choreo_outbox", "choreo_outbox_leases", "choreo_outbox_relays", "choreo_schema"]
+
 
 @pytest.fixture
 def database(postgres: PostgresServer) -> str:
@@ -49,7 +51,7 @@ def test_the_printed_script_runs_as_it_is(database: str) -> None:
 
     assert said.code == 0
     assert f"version {SCHEMA_VERSION}, nothing to do" in said.out
-    assert tables(database) == ["choreo_claims", "choreo_schema"]
+    assert tables(database) == TABLES
 
 
 def test_applying_without_yes_is_not_confirmed_where_there_is_no_terminal(database: str) -> None:
@@ -57,7 +59,7 @@ def test_applying_without_yes_is_not_confirmed_where_there_is_no_terminal(databa
 
     assert said.code == 3
     assert "CREATE TABLE choreo_claims (" in said.out
-    assert "not confirmed, nothing written: 1 migration of PostgreSQL" in said.err
+    assert "not confirmed, nothing written: 2 migrations of PostgreSQL" in said.err
     assert tables(database) == []
 
 
@@ -75,9 +77,9 @@ def test_applying_with_yes_makes_the_tables_and_a_second_time_there_is_nothing_t
     dry = choreo(database, "store", "apply", DESK, "--dry-run")
 
     assert (first.code, second.code, dry.code) == (0, 0, 0)
-    assert first.out == "done  0001_claims\n"
+    assert first.out == "done  0001_claims\ndone  0002_outbox\n"
     assert f"version {SCHEMA_VERSION}, nothing to do" in second.out
-    assert tables(database) == ["choreo_claims", "choreo_schema"]
+    assert tables(database) == TABLES
 
 
 def test_json_is_one_document_and_nothing_else(database: str) -> None:
@@ -89,10 +91,10 @@ def test_json_is_one_document_and_nothing_else(database: str) -> None:
     plan = json.loads(planned.out)
     assert (planned.code, refused.code, applied.code, again.code) == (1, 3, 0, 0)
     assert (plan["service"], plan["version"], plan["needed"]) == ("desk", 0, SCHEMA_VERSION)
-    assert plan["migrations"] == [{"version": 1, "name": "0001_claims"}]
+    assert plan["migrations"] == [{"version": 1, "name": "0001_claims"}, {"version": 2, "name": "0002_outbox"}]
     assert plan["script"].startswith("BEGIN;\n")
     assert refused.out == ""
-    assert json.loads(applied.out)["applied"] == ["0001_claims"]
+    assert json.loads(applied.out)["applied"] == ["0001_claims", "0002_outbox"]
     assert json.loads(again.out)["applied"] == []
 
 

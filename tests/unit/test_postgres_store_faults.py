@@ -238,7 +238,7 @@ def test_a_right_that_is_missing_is_found_at_the_start_and_not_at_the_first_clai
     conninfo = postgres.conninfo(database, user=role, password=SECRET)
 
     error = refusal(PostgresStore(conninfo))
-    postgres.execute(f"GRANT SELECT, INSERT, DELETE ON ALL TABLES IN SCHEMA choreo TO {role}", database=database)
+    postgres.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA choreo TO {role}", database=database)
     store = PostgresStore(conninfo)
     store.open("payments")
     already = store.claim([CLAIM])
@@ -246,7 +246,9 @@ def test_a_right_that_is_missing_is_found_at_the_start_and_not_at_the_first_clai
     store.close()
 
     assert not error.retriable
-    assert "this role may not INSERT, DELETE; its owner can allow it: GRANT SELECT, INSERT, DELETE ON ALL TABLES" in str(error)
+    assert "this role may not DELETE, INSERT, UPDATE; its owner can allow it: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES" in str(
+        error
+    )
     assert (already, deleted) == (set(), 1)
 
 

@@ -152,7 +152,9 @@ def test_a_former_name_that_another_handler_has_is_refused() -> None:
     [(None, "no store was given"), (MemoryStore(), "MemoryStore has none of that class")],
 )
 def test_a_handler_that_asks_for_a_transaction_needs_a_store_that_has_some(store: Store | None, said: str) -> None:
-    with pytest.raises(ConfigurationError, match=rf"handler in-transaction: Handler\[\.\.\., Ledger\] .*{said}; .*none in this release"):
+    with pytest.raises(
+        ConfigurationError, match=rf"handler in-transaction: Handler\[\.\.\., Ledger\] .*{said}: SqliteStore has sqlite3.Connection"
+    ):
         Service("books", handlers=[InTransaction()], store=store)
 
 

@@ -192,7 +192,7 @@ def test_a_sqlite_file_of_an_older_release_gets_what_it_lacks_and_keeps_its_clai
 
     assert (found, deleted) == ({CLAIM: b"\x01"}, 1)
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT version FROM choreo_schema").fetchall() == [(1,), (2,)]
+        assert connection.execute("SELECT version FROM choreo_schema").fetchall() == [(1,), (2,), (3,)]
         plan = connection.execute(
             "EXPLAIN QUERY PLAN SELECT 1 FROM choreo_claims WHERE consumer_group = '' AND claimed_at_ms < 1"
         ).fetchall()

@@ -25,14 +25,24 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.databases import CONNINFO
 from benchmarks.events import KEYS, fill, headers, value
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.kafka_node import STEADY_JVM
+from tests.support.postgres import PostgresServer
 
 RESULTS = Path(__file__).parent / "results.json"
 PARTITIONS = 6
-CONTENDERS = ("raw", "choreo", "raw-emit", "choreo-emit", "choreo-sync", "choreo-claims", "choreo-traced-1", "choreo-traced-100")
+CONTENDERS = (
+    *("raw", "choreo", "choreo-no-map", "raw-emit", "choreo-emit", "choreo-sync", "choreo-traced-1", "choreo-traced-100"),
+    *("choreo-claims", "choreo-claims-pg", "choreo-tx-sqlite", "choreo-tx-postgres"),
+)
+SINGLY = ("choreo-tx-sqlite-1", "choreo-tx-postgres-1")
+"""One transaction an event. They have fewer events, for each waits for the disk."""
+TX_SHARE, SINGLY_SHARE = 10, 100
 RATES = (200, 2000)
+RELAYED_PER_S = 50
+"""The hop through the outbox is measured where a database with a disk keeps up."""
 
 
 def main() -> int:
@@ -43,7 +53,8 @@ def main() -> int:
     asked = parser.parse_args()
     count, backlog, rounds = (30_000, 100_000, 1) if asked.quick else (300_000, 1_000_000, asked.rounds)
     only = set(filter(None, asked.only.split(",")))
-    with _kafka() as bootstrap:
+    with _kafka() as bootstrap, PostgresServer(["shared_buffers=128MB"]) as postgres:
+        os.environ[CONNINFO] = postgres.conninfo(postgres.new_database())
         results = _measure(bootstrap, count, backlog, rounds, 3.0 if asked.quick else 10.0, only)
     _show(results)
     if not asked.quick and not only:
@@ -72,11 +83,12 @@ def _measure(bootstrap: str, count: int, backlog: int, rounds: int, hop_s: float
     results: dict[str, float] = {}
     rates: dict[str, list[float]] = {}
     for number in range(rounds):
-        for name in CONTENDERS:
+        for name in (*CONTENDERS, *SINGLY):
             if only and name not in only:
                 continue
             base, _, share = name.partition("-traced-")
-            found = _contend(f"{base}-traced" if share else name, bootstrap, topics[share or "plain"], count)
+            events = count // (SINGLY_SHARE if name in SINGLY else TX_SHARE if "-tx-" in name else 1)
+            found = _contend(f"{base}-traced" if share else name, bootstrap, topics[share or "plain"], events)
             rates.setdefault(name, []).append(found["rate"])
             print(f"round {number + 1}  {name:18s} {found['rate']:10,.0f}/s  {found['rss_mb']:.0f} MB", file=sys.stderr)
     results |= {name.replace("-", "_") + "_per_s": round(statistics.median(found)) for name, found in rates.items()}
@@ -90,6 +102,10 @@ def _measure(bootstrap: str, count: int, backlog: int, rounds: int, hop_s: float
                 p50, p99 = _hops(bootstrap, who, rate, hop_s, rounds)
                 prefix = "raw_hop" if who == "raw" else "hop"
                 results[f"{prefix}_p50_ms{suffix}"], results[f"{prefix}_p99_ms{suffix}"] = round(p50, 2), round(p99, 2)
+        for who in ("sqlite", "postgres"):
+            # From the event on the one topic to its child on the other: handled, committed, relayed.
+            p50, p99 = _hops(bootstrap, who, RELAYED_PER_S, hop_s, rounds)
+            results[f"relay_{who}_p50_ms"], results[f"relay_{who}_p99_ms"] = round(p50, 2), round(p99, 2)
     return results
 
 
@@ -100,6 +116,10 @@ def _ratios(rates: dict[str, list[float]]) -> dict[str, float]:
         "emit_ratio": ("choreo-emit", "raw-emit"),
         "sync_ratio": ("choreo-sync", "raw"),
         "claims_ratio": ("choreo-claims", "raw"),
+        "claims_pg_ratio": ("choreo-claims-pg", "raw"),
+        "map_ratio": ("choreo", "choreo-no-map"),
+        "tx_sqlite_gain": ("choreo-tx-sqlite", "choreo-tx-sqlite-1"),
+        "tx_postgres_gain": ("choreo-tx-postgres", "choreo-tx-postgres-1"),
         "traced_1_ratio": ("choreo-traced-1", "raw"),
         "traced_100_ratio": ("choreo-traced-100", "raw"),
     }

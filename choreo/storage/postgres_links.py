@@ -5,8 +5,10 @@ Imported when a PostgresStore is made, for it needs psycopg.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import psycopg
@@ -19,6 +21,9 @@ from choreo.storage.postgres_guard import Manners
 Row = tuple[Any, ...]
 OWN = 4
 """So many connections of its own for each kind; each is made when it is first needed."""
+
+
+REST_S = 1.0
 
 
 class Link:
@@ -50,6 +55,13 @@ class Link:
     @property
     def status(self) -> TransactionStatus:
         return self.connection.info.transaction_status
+
+    async def come_to_rest(self) -> None:
+        """Waits a moment for what a handler left running: an async iterator that it did not read to its end is closed by the loop, later."""
+        if self.status is TransactionStatus.ACTIVE and isinstance(self.connection, psycopg.AsyncConnection):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.connection.lock.acquire(), REST_S)
+                self.connection.lock.release()
 
     def cut(self) -> None:
         """Closes the connection at once, without a word to the server."""

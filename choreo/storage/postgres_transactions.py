@@ -136,6 +136,7 @@ class PostgresTransaction:
         return guarded(self._link.connection, self._guard)
 
     async def keep(self) -> None:
+        await self._link.come_to_rest()
         guard = self._over()
         status = self._link.status
         if status is TransactionStatus.INTRANS and guard.refused is None:
@@ -151,6 +152,7 @@ class PostgresTransaction:
         )
 
     async def undo(self, error: BaseException) -> None:
+        await self._link.come_to_rest()
         self._over()
         self._check(error)
         reason = None if isinstance(error, HandlerError) else _reason(error)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, overload
 
 from choreo.errors import ConfigurationError
 from choreo.handler import EmitItem
 from choreo.runtime.publishing import Published, Publishing
 from choreo.store import Transactional
+
+
+class PlainConnection(Protocol):
+    """A sqlite3.Connection, or psycopg's Connection."""
+
+    def __enter__(self) -> Any: ...
+
+
+class AsyncConnection(Protocol):
+    """psycopg's AsyncConnection."""
+
+    def __aenter__(self) -> Awaitable[Any]: ...
 
 
 class ServiceOutbox:
@@ -20,6 +32,12 @@ class ServiceOutbox:
         self._group = group
         self._added = added
         self._publishing: Publishing | None = None
+
+    @overload
+    def add(self, connection: PlainConnection, event: EmitItem, *, event_id: str | None = None) -> Published: ...
+
+    @overload
+    def add(self, connection: AsyncConnection, event: EmitItem, *, event_id: str | None = None) -> Awaitable[Published]: ...
 
     def add(self, connection: Any, event: EmitItem, *, event_id: str | None = None) -> Any:
         """Writes `event` in the transaction of `connection`, which is the caller's: it is published once that is committed, and never if it

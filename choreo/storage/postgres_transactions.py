@@ -36,6 +36,8 @@ _SAVEPOINT = f"SAVEPOINT {SAVEPOINT}"
 _RELEASE = f"RELEASE SAVEPOINT {SAVEPOINT}"
 _ROLLBACK_TO = f"ROLLBACK TO SAVEPOINT {SAVEPOINT}"
 _REASONS = {"40P01": "deadlock", "40001": "serialization", "40003": "connection", "55P03": "lock", "25P03": "quiet", "25P04": "quiet"}
+_SERVER_TROUBLE = ("53", "57P", "58", "25006")
+"""No fault of the statement's: no disk, no memory, no connection left; the server stops, or may not write just now."""
 _SAVEPOINT_GONE = ("3B001", "25P01")
 
 
@@ -158,6 +160,8 @@ class PostgresTransaction:
         reason = None if isinstance(error, HandlerError) else _reason(error)
         if reason is not None:
             raise TransactionLostError(f"{self._of.where}: {told(error)}", reason=reason) from error
+        if isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(_SERVER_TROUBLE):
+            raise self._of.explained(error, "in a handler", closed=False) from error
         await self._roll_back()
 
     def _over(self) -> Guard:

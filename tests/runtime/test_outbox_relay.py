@@ -34,6 +34,8 @@ from tests.runtime.outbox_shop import Desk, PostgresDesk, SqliteDesk, add, heade
 from tests.runtime.shop import SHOP, Paid, Placed, Refused, becomes, committed, numbered, place, shop, shop_broker
 from tests.support.postgres import PostgresServer
 
+ANYTHING: Any = object()
+
 
 @pytest.fixture(params=["sqlite3", "psycopg", "psycopg async"])
 def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Desk:
@@ -214,7 +216,7 @@ def test_an_event_that_is_not_declared_is_refused(file: SqliteDesk) -> None:
 def test_without_a_store_that_has_an_outbox_it_is_refused(store: Any) -> None:
     service = Service(SHOP, publishes=[Paid], store=store, settings=ServiceSettings(broker=shop_broker()))
     with pytest.raises(ConfigurationError, match=r"outbox\.add needs a store whose database the event is written to"):
-        service.outbox.add(object(), Paid(order_id="o-1"))
+        service.outbox.add(ANYTHING, Paid(order_id="o-1"))
 
 
 def test_a_connection_in_autocommit_is_refused(desk: Desk) -> None:
@@ -230,7 +232,7 @@ def test_a_connection_in_autocommit_is_refused(desk: Desk) -> None:
 
 def test_a_connection_of_another_kind_is_refused(desk: Desk) -> None:
     with pytest.raises(ConfigurationError, match=r"outbox\.add takes a"):
-        publishing(shop_broker(), desk).outbox.add(object(), Paid(order_id="o-1"))
+        publishing(shop_broker(), desk).outbox.add(ANYTHING, Paid(order_id="o-1"))
 
 
 @pytest.mark.parametrize("path", ["other.db", ":memory:"])

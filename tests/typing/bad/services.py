@@ -1,6 +1,10 @@
 """Services, publishers and settings that are put together wrongly."""
 
-from choreo import Batcher, Context, Envelope, Event, Handler, KafkaSettings, Service, ServiceSettings
+from typing import Any
+
+from psycopg import AsyncConnection, Connection
+
+from choreo import Batcher, Context, Emit, Envelope, Event, Handler, KafkaSettings, Service, ServiceSettings
 
 
 class OrderPlaced(Event, type="order.placed", topic="orders", key="order_id"):
@@ -68,3 +72,13 @@ async def batching() -> None:
     print(name)
     Batcher(flush, 100)  # error
     Batcher(len)  # error
+
+
+async def adding(service: Service, connection: AsyncConnection[Any], plain: Connection[Any]) -> None:
+    service.outbox.add(5, OrderPlaced(order_id="o-1"))  # error
+    service.outbox.add(plain, "order.placed")  # error
+    service.outbox.add(plain, OrderPlaced(order_id="o-1"), event_id=7)  # error
+    print(service.outbox.add(connection, OrderPlaced(order_id="o-1")).flow_id)  # error
+    print((await service.outbox.add(plain, OrderPlaced(order_id="o-1"))).flow_id)  # error
+    Emit(OrderPlaced(order_id="o-1"), after=5)  # error
+    Emit(OrderPlaced(order_id="o-1"), at="tomorrow")  # error

@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from typing import assert_type
+from datetime import UTC, datetime, timedelta
+from sqlite3 import Connection as SqliteConnection
+from typing import Any, assert_type
 
 import httpx
+from psycopg import AsyncConnection, Connection
 from psycopg_pool import ConnectionPool
 
 from choreo import (
@@ -101,3 +103,23 @@ in_tests = Service("payments", store=MemoryStore(), settings=ServiceSettings(eff
 by_conninfo = Service("payments", store=PostgresStore("host=db dbname=shop", schema="claims", lock_timeout_s=2.0))
 pool = ConnectionPool("host=db dbname=shop", open=False)
 by_pool = Service("payments", store=PostgresStore(pool), resources=[pool])
+
+
+def place_with_the_row(service: Service, connection: Connection[Any], file: SqliteConnection) -> None:
+    connection.execute("insert into orders values ('o-1')")
+    assert_type(service.outbox.add(connection, OrderPlaced(order_id="o-1")), Published)
+    assert_type(service.outbox.add(file, OrderPlaced(order_id="o-1"), event_id=derived_id("place", 1)), Published)
+    service.outbox.add(connection, Emit(PaymentReceived(order_id="o-1"), after=timedelta(hours=1)))
+    service.outbox.add(connection, Emit(PaymentReceived(order_id="o-1"), at=datetime(2026, 12, 24, tzinfo=UTC)))
+
+
+async def place_with_the_row_async(service: Service, connection: AsyncConnection[Any]) -> str:
+    published = await service.outbox.add(connection, OrderPlaced(order_id="o-1"))
+    assert_type(published, Published)
+    return published.flow_id
+
+
+class Remind(Handler[OrderPlaced, AsyncConnection[Any]]):
+    async def handle(self, event: Envelope[OrderPlaced], context: Context[AsyncConnection[Any]]) -> list[Emit[PaymentReceived]]:
+        await context.transaction.execute("insert into reminders values (%s)", [event.payload.order_id])
+        return [Emit(PaymentReceived(order_id=event.payload.order_id), after=timedelta(minutes=5))]

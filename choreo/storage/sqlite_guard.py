@@ -118,6 +118,21 @@ class Real(sqlite3.Connection):
         return sqlite3.SQLITE_DENY
 
 
+def _seen(name: str, *, may_be_set: bool = True) -> Any:
+    """An attribute of the real connection, seen through a view of it."""
+
+    def get(view: View) -> Any:
+        return getattr(view._real, name)
+
+    def set_(view: View, value: Any) -> None:
+        if not may_be_set:
+            raise view._guard.refusal(f"{name} =")
+        view._guard.check()
+        setattr(view._real, name, value)
+
+    return property(get, set_)
+
+
 class View(sqlite3.Connection):
     """See the module. Its own base was never initialised: only what is passed on works."""
 
@@ -137,7 +152,7 @@ class View(sqlite3.Connection):
 
     def cursor(self, factory: Any = None) -> Any:
         self._guard.check()
-        cursor = self._real.cursor(_cursor_of(factory or sqlite3.Cursor))
+        cursor: Any = self._real.cursor(_cursor_of(factory or sqlite3.Cursor))
         cursor.guard = self._guard
         self._guard.cursors.add(cursor)
         return cursor
@@ -160,31 +175,9 @@ class View(sqlite3.Connection):
     def total_changes(self) -> int:
         return self._real.total_changes
 
-    @property
-    def isolation_level(self) -> Any:
-        return self._real.isolation_level
-
-    @isolation_level.setter
-    def isolation_level(self, _: object) -> None:
-        raise self._guard.refusal("isolation_level =")
-
-    @property
-    def row_factory(self) -> Any:
-        return self._real.row_factory
-
-    @row_factory.setter
-    def row_factory(self, factory: Any) -> None:
-        self._guard.check()
-        self._real.row_factory = factory
-
-    @property
-    def text_factory(self) -> Any:
-        return self._real.text_factory
-
-    @text_factory.setter
-    def text_factory(self, factory: Any) -> None:
-        self._guard.check()
-        self._real.text_factory = factory
+    isolation_level: Any = _seen("isolation_level", may_be_set=False)
+    row_factory: Any = _seen("row_factory")
+    text_factory: Any = _seen("text_factory")
 
 
 def _passing_on(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,21 +14,25 @@ from choreo.testing.outbox_conformance import GROUP, OutboxConformance, OutboxGr
 
 
 class MemoryGround:
-    """See `OutboxGround`. Rows are numbered when the context ends: two transactions of one key never overlap."""
+    """See `OutboxGround`. One transaction at a time, as with SQLite; its rows are numbered when it is committed."""
 
     def __init__(self) -> None:
         self._first = MemoryOutbox(GROUP)
+        self._writer = threading.Lock()
 
     def outbox(self, group: str) -> MemoryOutbox:
         return MemoryOutbox(group, shared_with=self._first)
 
     @contextmanager
     def adding(self, group: str, rows: Sequence[OutboxRow]) -> Iterator[object]:
-        yield None
-        self.outbox(group).add(rows)
+        with self._writer:
+            yield None
+            self.outbox(group).add(rows)
 
 
 class TestMemoryOutbox(OutboxConformance):
+    blocks_writers = True
+
     @pytest.fixture
     def ground(self) -> OutboxGround:
         return MemoryGround()

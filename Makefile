@@ -20,7 +20,7 @@ test: $(DEV_STAMP)  ## the tests but the longest; those on real Kafka start thei
 	$(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist loadgroup -m "not long" --durations=15
 
 chaos: $(DEV_STAMP)  ## all that kill, stop and starve real processes and brokers, the long ones too; about fifteen minutes
-	$(BIN)/python -m pytest -q -p no:cacheprovider -m chaos --durations=15
+	$(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist loadgroup -m chaos --durations=15
 
 check: lint types layers  ## style, types, layers
 

@@ -36,7 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in several processes, those on Kafka run in two of them: each starts its own brokers, and mostly waits."""
     for item in items:
         if item.get_closest_marker("kafka") or BROKERS & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group("conformance" if "conformance" in item.path.parts else "kafka"))
+            beside = "conformance" in item.path.parts or item.path.stem == "test_matrix"
+            item.add_marker(pytest.mark.xdist_group("beside" if beside else "kafka"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -203,11 +203,18 @@ class OutboxRelay:
             rows = await self._call(partial(self._outbox.due, self._shards, known + room, beside=long))
             self._begin(rows)
         if now_s - self._state_s >= STATE_S:
-            self._state_s = now_s
-            self.state = await self._call(self._outbox.state)
+            await self._look_at_it(now_s)
         if len(rows) == known + room:
             self._looked_s = 0.0  # a whole page: there is more
         return bool(self._acknowledged or self._aside)
+
+    async def _look_at_it(self, now_s: float) -> None:
+        first, self._state_s = not self._state_s, now_s
+        self.state = await self._call(self._outbox.state)
+        if first and self.state.aside:
+            _log.warning(
+                "outbox: set aside are %d events, and later ones of their keys wait behind them: choreo outbox ls", self.state.aside
+            )
 
     def _may_read(self) -> bool:
         return bool(self._shards) and self._may_begin() and len(self._held) < HELD_MOST

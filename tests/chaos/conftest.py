@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.matrix import RESULTS, table
+from tests.chaos.matrix import RESULTS, Cell, table
 from tests.chaos.scene import PATIENT_SESSION_MS, Scene
 from tests.conftest import GROUP_PROTOCOLS
 from tests.support.kafka_access import KafkaAccess
@@ -38,8 +39,18 @@ def scenes3(kafka3: KafkaCluster, request: pytest.FixtureRequest, tmp_path: Path
         kafka3.heal()
 
 
+@pytest.fixture(autouse=True)
+def cells_of_this_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the cells of the crash matrix came to goes with the test's report: it may have run in another process."""
+    yield
+    request.node.user_properties.extend(("cell", asdict(cell)) for cell in RESULTS)
+    RESULTS.clear()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of the crash matrix, of all its cells that ran in this process."""
-    if RESULTS:
+    """The table of the crash matrix."""
+    reports = [report for of_a_kind in terminalreporter.stats.values() for report in of_a_kind if getattr(report, "when", "") == "teardown"]
+    cells = [Cell(**found) for report in reports for name, found in report.user_properties if name == "cell"]
+    if cells:
         terminalreporter.section("crash matrix")
-        terminalreporter.write_line(table(RESULTS))
+        terminalreporter.write_line(table(sorted(cells, key=lambda cell: (cell.kind, cell.fault))))

@@ -481,6 +481,17 @@ async def test_a_stop_publishes_what_is_there_first(file: SqliteDesk, monkeypatc
     leases.close()
 
 
+async def test_at_its_start_a_relay_says_how_many_events_are_set_aside(file: SqliteDesk, caplog: pytest.LogCaptureFixture) -> None:
+    add(file, [row(1), row(2)])
+    with closing(file.store().outbox(SHOP)) as outbox:
+        outbox.set_aside(outbox.due(range(16), 1)[0].seq, "too large")
+    caplog.set_level(logging.WARNING)
+    async with Relaying(shop_broker(), file) as relaying:
+        await becomes(lambda: relaying.relay.state.aside == 1, "it is known")
+
+    assert caplog.text.count("outbox: set aside are 1 events") == 1
+
+
 async def test_how_the_outbox_is_doing_is_known(file: SqliteDesk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox_relay, "STATE_S", 0.05)
     broker = shop_broker()

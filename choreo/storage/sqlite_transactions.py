@@ -97,10 +97,11 @@ class SqliteTransaction:
             self._connection.own(f"SAVEPOINT {SAVEPOINT}")
 
     def _begin(self) -> None:
-        writer = self._file.writer()
-        if not writer.acquire(timeout=self._file.busy_timeout_s):
-            raise TransactionLostError(f"{self._file.describe()}: database is locked by another thread of this process", reason="lock")
-        self._writer = writer
+        if self._writer is None:
+            writer = self._file.writer()
+            if not writer.acquire(timeout=self._file.busy_timeout_s):
+                raise TransactionLostError(f"{self._file.describe()}: database is locked by another thread of this process", reason="lock")
+            self._writer = writer
         with self._file.explained("beginning a transaction", lost=True):
             self._connection.own("BEGIN IMMEDIATE")
         self._begun = True

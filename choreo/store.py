@@ -217,10 +217,10 @@ class Outbox(Protocol):
         """The shards that `relay` may publish from for the next `lasts_s` seconds: it keeps those it has, and takes free ones up to its share
         among the relays that are there; above its share it lets go. With 0.0 it leaves, and has none."""
 
-    def due(self, shards: Collection[int], limit: int, *, beside: Collection[tuple[str, bytes]] = ()) -> Sequence[StoredRow]:
+    def due(self, shards: Collection[int], limit: int, *, beside: Collection[tuple[str, bytes | None]] = ()) -> Sequence[StoredRow]:
         """The rows of `shards` that are to be published now, in the order of `seq`, at most `limit`. Timers that fell due have got their
-        place in it. Left out are rows of a key that has one set aside: they wait behind it; and those of the keys (topic, key) of
-        `beside`, which are few."""
+        place in it. Left out are rows of a key that has one set aside: they wait behind it; and those of the keys (topic, key)
+        and whole topics (topic, None) of `beside`, which are few."""
 
     def published(self, seqs: Collection[int]) -> None:
         """They are acknowledged by Kafka: deletes them."""

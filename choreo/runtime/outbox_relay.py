@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -40,10 +40,12 @@ LEASE_S = 5.0
 MARGIN_S = 1.0
 """Nothing is begun when the lease has less left: it must be with Kafka before another relay may begin."""
 PAGE = 500
-HELD_MOST = 10_000
+HELD_MOST = 20_000
 """Rows that it keeps at once, those that wait for Kafka included."""
+HELD_OF_A_TOPIC = 1_000
+"""A topic with more rows here is not read on until there are less: where Kafka does not take them they must not hide the others."""
 LONG = 50
-"""A key with more rows here is not read on until they are through: it must not hide the others."""
+"""The same for a key, for its rows go one by one."""
 LONG_MOST = 64
 ASIDE_AFTER_S = 30.0
 RETRY_S = 1.0
@@ -71,6 +73,8 @@ class _Row(msgspec.Struct, eq=False):
     shard: int
     since_s: float = 0.0
     """When it was first given to the producer (the loop's clock); 0.0: not yet."""
+    last: bool = False
+    """Whether it has waited for ASIDE_AFTER_S and is tried once more, for what Kafka said before may be a whole backoff old."""
 
     @property
     def key(self) -> Key | None:
@@ -111,6 +115,8 @@ class OutboxRelay:
         self._looked_s = 0.0
         self._expected_until_s = 0.0
         self._stopping = False
+        self._leaving = False
+        """It begins nothing any more: what is under way ends, and is deleted."""
         self.started: asyncio.Task[None] | None = None
         """What runs `run`."""
         self.state = OutboxState(0, 0.0, 0, 0)
@@ -140,6 +146,11 @@ class OutboxRelay:
         self._stopping = True
         self.wake()
         if self.started is not None:
+            await asyncio.wait({self.started}, timeout=CLOSE_S)
+        # Also for what the worker's sends hear of after this: the shards are another relay's then.
+        self._leaving = True
+        if self.started is not None:
+            self._event.set()
             await asyncio.wait({self.started}, timeout=CLOSE_S)
             self.started.cancel()
             await asyncio.wait({self.started}, timeout=CLOSE_S)
@@ -198,9 +209,13 @@ class OutboxRelay:
         if room > 0 and self._may_read() and now_s - self._looked_s >= self._every_s():
             self._event.clear()
             self._looked_s = now_s
-            long = [key for key, waiting in self._of_key.items() if len(waiting) > LONG][:LONG_MOST]
-            known -= sum(len(self._of_key[key]) for key in long)
-            rows = await self._call(partial(self._outbox.due, self._shards, known + room, beside=long))
+            of_topics = Counter(row.stored.record.topic for row in self._held.values())
+            full = {topic for topic, held in of_topics.items() if held > HELD_OF_A_TOPIC}
+            long = [key for key, waiting in self._of_key.items() if len(waiting) > LONG and key[0] not in full][:LONG_MOST]
+            known = sum(1 for row in self._held.values() if row.stored.record.topic not in full and row.key not in long)
+            rows = await self._call(
+                partial(self._outbox.due, self._shards, known + room, beside=[*long, *((topic, None) for topic in full)])
+            )
             self._begin(rows)
         if now_s - self._state_s >= STATE_S:
             await self._look_at_it(now_s)
@@ -236,6 +251,8 @@ class OutboxRelay:
 
     async def _renew(self) -> None:
         asked_s = self._loop.time()
+        # Until it is answered nobody knows what it has let go: another relay may have that already.
+        self._until_s = 0.0
         self._shards = await self._call(partial(self._outbox.lease, self.name, self._lease_s))
         # From before the question: the database's lease ends later.
         self._until_s = asked_s + self._lease_s - min(MARGIN_S, self._lease_s / 4)
@@ -244,7 +261,7 @@ class OutboxRelay:
             self._forget(row)
 
     def _may_begin(self) -> bool:
-        return self._loop.time() < self._until_s
+        return not self._leaving and self._loop.time() < self._until_s
 
     # ---- rows -------------------------------------------------------------------------------------------------------
 
@@ -264,15 +281,19 @@ class OutboxRelay:
                 self._send(row)
 
     def _send(self, row: _Row) -> None:
-        if not self._may_begin() or row.shard not in self._shards:
+        if not self._may_send(row):
             self._drop(row)
+            self._looked_s = 0.0
             return
         row.since_s = self._loop.time()
         self._sends.send_while(partial(self._wanted, row), row.stored.record, partial(self._sent, row))
 
+    def _may_send(self, row: _Row) -> bool:
+        return self._may_begin() and row.shard in self._shards
+
     def _wanted(self, row: _Row) -> bool:
         """Whether a row that Kafka did not take is tried again: not by a relay that has lost its shard, nor for ever without a topic."""
-        return self._may_begin() and row.shard in self._shards and self._loop.time() - row.since_s < self._aside_after_s
+        return self._may_send(row) and self._loop.time() - row.since_s < self._aside_after_s
 
     def _sent(self, row: _Row, error: BrokerError | None, reports: Sequence[Report]) -> None:
         if error is None:
@@ -280,9 +301,14 @@ class OutboxRelay:
             self._acknowledged.append(row.stored.seq)
             self._held.pop(row.stored.seq, None)
             self._next_of_key(row)
-        elif error.code in NEVER or (error.code in _NO_SUCH_TOPIC and self._loop.time() - row.since_s >= self._aside_after_s):
+        elif not self._may_send(row):
+            self._drop(row)  # whoever has its shard finds out by itself
+        elif error.code in NEVER or (row.last and error.code in _NO_SUCH_TOPIC):
             self._aside.append((row, told(error)))
             self._drop(row, keep=True)
+        elif error.code in _NO_SUCH_TOPIC and not row.last:
+            row.last = True
+            self._sends.send_while(partial(self._wanted, row), row.stored.record, partial(self._sent, row))
         else:
             self._drop(row)
         self._event.set()
@@ -327,6 +353,10 @@ class OutboxRelay:
             del self._acknowledged[: len(acknowledged)]
         while self._aside:
             row, reason = self._aside[0]
+            if not self._may_send(row):
+                del self._aside[0]
+                self._drop(row)
+                continue
             await self._call(partial(self._outbox.set_aside, row.stored.seq, reason))
             del self._aside[0]
             self._counters.set_aside += 1

@@ -82,6 +82,11 @@ class MemoryOutbox:
             relay, ends = self._database.groups[self._group].leases.get(shard, ("", self._database.clock()))
             return relay if relay and ends >= self._database.clock() else None
 
+    def in_order(self) -> list[StoredRow]:
+        """The rows that are due or set aside, those behind one that was set aside included."""
+        with self._database.lock:
+            return list(self._database.groups[self._group].rows.values())
+
     # ---- the port -------------------------------------------------------------------------------------------------------
 
     def lease(self, relay: str, lasts_s: float) -> Collection[int]:
@@ -98,7 +103,7 @@ class MemoryOutbox:
             group.leases.update((shard, (relay, ends)) for shard in mine)
             return mine
 
-    def due(self, shards: Collection[int], limit: int, *, beside: Collection[tuple[str, bytes]] = ()) -> Sequence[StoredRow]:
+    def due(self, shards: Collection[int], limit: int, *, beside: Collection[tuple[str, bytes | None]] = ()) -> Sequence[StoredRow]:
         with self._opened() as group:
             self._let_timers_fall_due(group)
             return list(islice(self._may_go(group, frozenset(shards), frozenset(beside)), limit))
@@ -111,11 +116,11 @@ class MemoryOutbox:
             seq = next(self._database.seqs)
             group.rows[seq] = msgspec.structs.replace(timer, seq=seq)
 
-    def _may_go(self, group: _Group, shards: frozenset[int], beside: frozenset[tuple[str, bytes]]) -> Iterator[StoredRow]:
+    def _may_go(self, group: _Group, shards: frozenset[int], beside: frozenset[tuple[str, bytes | None]]) -> Iterator[StoredRow]:
         behind = set(beside)
         for seq, row in group.rows.items():
             topic, key = row.record.topic, row.record.key
-            if key is not None and (topic, key) in behind:
+            if (topic, None) in beside or (key is not None and (topic, key) in behind):
                 continue
             if seq not in group.aside:
                 if shard_of(topic, key, row.event_id) in shards:

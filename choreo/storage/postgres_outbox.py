@@ -58,6 +58,7 @@ _COLUMNS = f"seq, created_at, due_at, reason, {', '.join(_TEXTS)}, payload, key,
 _DUE = f"""
 SELECT {_COLUMNS} FROM {{schema}}.choreo_outbox AS waits
 WHERE consumer_group = %b AND state = 'due' AND shard = ANY (%b::smallint[])
+AND aggregatetype <> ALL (%b::text[])
 AND (key IS NULL OR (aggregatetype, key) NOT IN (SELECT * FROM unnest(%b::text[], %b::bytea[])))
 AND NOT EXISTS (
     SELECT FROM {{schema}}.choreo_outbox AS first
@@ -208,14 +209,15 @@ class PostgresOutbox:
             execute(self._sql(_TAKE), [self._group, relay, lasts_s, sorted(mine)])
         return mine
 
-    def due(self, shards: Collection[int], limit: int, *, beside: Collection[tuple[str, bytes]] = ()) -> Sequence[StoredRow]:
+    def due(self, shards: Collection[int], limit: int, *, beside: Collection[tuple[str, bytes | None]] = ()) -> Sequence[StoredRow]:
         numbers = sorted(shards)
         now_s = time.monotonic()
         if now_s - self._timers_at_s >= TIMERS_S:
             self._sessions.write("looking at timers", [(self._sql(_FALL_DUE), [self._group, numbers])])
             self._timers_at_s = now_s
-        keys = list(beside)
-        parameters = [self._group, numbers, [topic for topic, _ in keys], [key for _, key in keys], limit]
+        topics = [topic for topic, key in beside if key is None]
+        keys = [(topic, key) for topic, key in beside if key is not None]
+        parameters = [self._group, numbers, topics, [topic for topic, _ in keys], [key for _, key in keys], limit]
         return [_stored(row) for row in self._sessions.read("reading the outbox", (self._sql(_DUE), parameters))]
 
     def published(self, seqs: Collection[int]) -> None:

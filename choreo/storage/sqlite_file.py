@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,6 +40,17 @@ _SOMEBODY_MUST_ACT = {
 _LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _writers: dict[Path, threading.Lock] = {}
 _writers_lock = threading.Lock()
+
+
+def _forget_writers() -> None:
+    """In a forked process: the threads that held them are not there."""
+    global _writers_lock
+    _writers_lock = threading.Lock()
+    _writers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_writers)
 
 
 class SqliteFile:
@@ -86,9 +98,14 @@ class SqliteFile:
         """This is the file that is meant from now on."""
         self._id = self._now()
 
+    @property
+    def noted(self) -> bool:
+        return self._id != (0, 0)
+
     def check(self) -> None:
-        """SQLite goes on writing to a file that was deleted or replaced: what it writes there would be gone with this process."""
-        if self._now() != self._id:
+        """SQLite goes on writing to a file that was deleted or replaced: what it writes there would be gone with this process. Nothing is
+        known of a file before `note`."""
+        if self.noted and self._now() != self._id:
             raise StoreError(
                 f"{self.describe()}: the file was moved, deleted or replaced while it was open; put it back if you can, then restart",
                 retriable=False,
@@ -105,7 +122,11 @@ class SqliteFile:
     def writer(self) -> threading.Lock:
         """Held by the one of this process that writes: SQLite's own waiting polls, and is unfair."""
         with _writers_lock:
-            return _writers.setdefault(self.path.resolve(), threading.Lock())
+            return _writers.setdefault(self._resolved, threading.Lock())
+
+    @cached_property
+    def _resolved(self) -> Path:
+        return self.path.resolve()
 
     @contextmanager
     def writing(self, connection: sqlite3.Connection, doing: str) -> Iterator[None]:
@@ -145,13 +166,11 @@ def primary_code(error: sqlite3.Error) -> int:
 
 
 def is_the_files(error: sqlite3.Error) -> bool:
-    """Whether it is the file's or the disk's fault, and not that of the statement."""
+    """Whether it is the file's or the disk's fault, and not that of the statement. (A virtual table says CORRUPT_VTAB of its own content:
+    full-text search does when it is told to delete another text than the one that is there.)"""
     code = primary_code(error)
-    return code not in _LOCKED and (code in _WAITING_HELPS or code in _SOMEBODY_MUST_ACT)
-
-
-def is_locked(error: sqlite3.Error) -> bool:
-    return primary_code(error) in _LOCKED
+    ours = code in _WAITING_HELPS or code in _SOMEBODY_MUST_ACT
+    return ours and code not in _LOCKED and getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_CORRUPT_VTAB
 
 
 def epoch_ms() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from choreo.errors import ConfigurationError
+from choreo.errors import ConfigurationError, StoreError
 from choreo.record import Outgoing
 from choreo.storage.leases import divided
 from choreo.storage.sqlite_file import SqliteFile, epoch_ms
@@ -28,6 +28,7 @@ _DUE = (
     " AND first.aggregatetype = waits.aggregatetype AND first.aggregateid = waits.aggregateid AND first.seq < waits.seq"
     ") ORDER BY seq LIMIT ?"
 )
+_NOT_THE_TOPIC, _NOT_THE_KEY = " AND aggregatetype <> ?", " AND (aggregateid IS NULL OR aggregatetype <> ? OR aggregateid <> ?)"
 _FELL_DUE = (
     "SELECT seq FROM choreo_outbox WHERE consumer_group = ? AND state = 'timer' AND due_at_ms <= ? ORDER BY due_at_ms, seq LIMIT 1000"
 )
@@ -47,6 +48,9 @@ _WAITING = (
 _RETRY = "UPDATE choreo_outbox SET state = 'due', reason = NULL WHERE seq = ? AND consumer_group = ? AND state = 'aside'"
 _DISCARD = "DELETE FROM choreo_outbox WHERE seq = ? AND consumer_group = ? AND state = 'aside'"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# What a datetime can tell: a timer that is further away (timedelta.max) never comes due anyhow.
+_FIRST_MS = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
+_LAST_MS = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
 
 
 def insert_rows(connection: sqlite3.Connection, group: str, rows: Sequence[OutboxRow]) -> None:
@@ -72,21 +76,36 @@ def add(connection: Any, file: SqliteFile, group: str, rows: Sequence[OutboxRow]
     """Inserts `rows` on a connection of the caller's. Raises ConfigurationError for one that is not to `file`, or in autocommit."""
     if not isinstance(connection, sqlite3.Connection):
         raise ConfigurationError(f"outbox.add takes a sqlite3.Connection to {file.path}, not {type(connection).__name__}")
-    if connection.isolation_level is None and not connection.in_transaction:
+    if _in_autocommit(connection) and not connection.in_transaction:
         raise ConfigurationError(
             "outbox.add: this connection is in autocommit, so the event would be there before what belongs to it; "
             "begin a transaction first: connection.execute('BEGIN IMMEDIATE')"
         )
-    if not getattr(connection, "is_choreos", False):
-        _check_file(connection, file)
-    with file.explained("writing to the outbox"):
-        insert_rows(connection, group, rows)
+    _check_file(connection, file)
+    try:
+        with file.explained("writing to the outbox"):
+            insert_rows(connection, group, rows)
+    except StoreError as error:
+        if "no such table: choreo_outbox" not in str(error):
+            raise
+        raise StoreError(
+            f"{file.describe()}: it has no outbox yet; run the service on it once, or call SqliteStore({os.fspath(file.path)!r}).open({group!r})",
+            retriable=False,
+        ) from error
+
+
+def _in_autocommit(connection: sqlite3.Connection) -> bool:
+    """Whether an INSERT would begin no transaction. Python 3.12 has `autocommit`; where that is False, `isolation_level` means nothing."""
+    return getattr(connection, "autocommit", None) is True or connection.isolation_level is None
 
 
 def _check_file(connection: sqlite3.Connection, file: SqliteFile) -> None:
-    with closing(sqlite3.Cursor(connection)) as cursor:
+    # The caller's row and text factories, and what a subclass makes of cursors, mean nothing here.
+    own = connection.cursor() if getattr(connection, "is_choreos", False) else sqlite3.Cursor(connection)
+    with closing(own) as cursor:
         cursor.row_factory = None
-        path = next((str(row[2]) for row in cursor.execute("PRAGMA database_list") if row[1] == "main"), "")
+        found = cursor.execute("SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'").fetchone()
+    path = os.fsdecode(found[0]) if found and found[0] else ""
     if not (path and os.path.exists(path) and file.path.exists() and os.path.samefile(path, file.path)):
         raise ConfigurationError(
             f"outbox.add: this connection is to {path or 'a database in memory'}, the service's store is {file.path}: "
@@ -105,6 +124,7 @@ class SqliteOutbox:
     def lease(self, relay: str, lasts_s: float) -> Collection[int]:
         connection = self._connection()
         with self._file.writing(connection, "leasing the outbox"):
+            self._file.check()  # or it would wait for ever for what others write to another file of this name
             now_ms = epoch_ms()
             ends_ms = now_ms + round(lasts_s * 1000)
             self._run("DELETE FROM choreo_outbox_relays WHERE consumer_group = ? AND (relay = ? OR ends_at_ms < ?)", relay, now_ms)
@@ -122,13 +142,15 @@ class SqliteOutbox:
     def _run(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         return self._connection().execute(sql, (self._group, *parameters)).fetchall()
 
-    def due(self, shards: Collection[int], limit: int, *, beside: Collection[tuple[str, bytes]] = ()) -> Sequence[StoredRow]:
+    def due(self, shards: Collection[int], limit: int, *, beside: Collection[tuple[str, bytes | None]] = ()) -> Sequence[StoredRow]:
         self._let_timers_fall_due()
+        if not shards:
+            return ()
         of_shards = "".join(f" OR shard = {number:d}" for number in sorted(shards))
-        not_beside = "".join(" AND (aggregateid IS NULL OR aggregatetype <> ? OR aggregateid <> ?)" for _ in beside)
+        not_beside = "".join(_NOT_THE_TOPIC if key is None else _NOT_THE_KEY for _, key in beside)
         text = _DUE.format(of_shards, not_beside)
         with self._file.explained("reading the outbox"):
-            rows = self._connection().execute(text, (self._group, *(part for key in beside for part in key), limit))
+            rows = self._connection().execute(text, (self._group, *(part for one in beside for part in one if part is not None), limit))
             return [_stored(row) for row in rows]
 
     def _let_timers_fall_due(self) -> None:
@@ -173,7 +195,10 @@ class SqliteOutbox:
 
     def _connection(self) -> sqlite3.Connection:
         if self._open is None:
+            self._file.check()
             self._open = self._file.connect(sqlite3.Connection)
+            if not self._file.noted:
+                self._file.note()
         return self._open
 
     def close(self) -> None:

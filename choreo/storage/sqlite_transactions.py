@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from choreo import failpoint
-from choreo.errors import HandlerError, StateError, TransactionLostError, told
-from choreo.storage.sqlite_file import SqliteFile, is_locked, is_the_files
+from choreo.errors import HandlerError, StateError, StoreError, TransactionLostError, told
+from choreo.storage.sqlite_file import SqliteFile, is_the_files
 from choreo.storage.sqlite_guard import SAVEPOINT, Guard, Real, View
 from choreo.storage.sqlite_outbox import insert_rows
 from choreo.store import Claim, OutboxRow
@@ -46,6 +46,7 @@ class SqliteTransactions:
             raise TransactionLostError(f"{self.file.describe()}: another transaction of this process holds its connection", reason="lock")
         try:
             if self._connection is None:
+                self.file.check()  # else a file that was moved away would be made anew, empty
                 self._connection = self.file.connect(Real)
                 self._connection.prepare()
         except BaseException:
@@ -55,10 +56,14 @@ class SqliteTransactions:
 
     def give(self, connection: Real) -> None:
         """Back from a transaction; one that is still in it is thrown away."""
-        if connection.in_transaction:
-            self._connection = None
-            connection.close()
-        self._free.release()
+        try:
+            if connection.in_transaction:
+                self._connection = None
+                connection.close()
+        except sqlite3.Error:
+            self._connection = None  # closed already, or it can't be: another one takes its place
+        finally:
+            self._free.release()
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -78,21 +83,23 @@ class SqliteTransaction:
         self._writer: threading.Lock | None = None
         """The process's lock on the file, while it is held."""
         self._begun = False
+        self._lost: StoreError | StateError | None = None
+        """Why there is no transaction any more."""
 
     async def look_up(self, claims: Collection[Claim]) -> Mapping[Claim, bytes]:
         with self._file.explained("looking claims up", lost=True):
             return self._of.found(self._connection, self._group, claims)
 
     async def begin_delivery(self) -> Any:
-        guard = self._guard = self._connection.guard = Guard(self._enter)
+        guard = self._guard = self._connection.guard = Guard(self._connection, self._enter)
         return View(self._connection, guard)
 
     def _enter(self) -> None:
-        """Before the first statement of a delivery."""
+        """Before the first statement of a delivery, and of one whose transaction is gone."""
         if not self._begun:
             self._begin()
         elif not self._connection.in_transaction:
-            raise self._rolled_back(None)
+            raise self._gone(self._guard, None)
         with self._file.explained("beginning a delivery", lost=True):
             self._connection.own(f"SAVEPOINT {SAVEPOINT}")
 
@@ -108,41 +115,39 @@ class SqliteTransaction:
 
     async def keep(self) -> None:
         guard = self._over()
+        if guard.lost is not None:
+            raise guard.lost
         if guard.refused is not None:
             self._roll_back(guard, None)
             raise guard.refused
-        if guard.lost is not None:
-            raise guard.lost
         if guard.entered:
-            self._check(None)
+            self._check(guard, None)
             self._own(f"RELEASE {SAVEPOINT}", "keeping what a handler wrote")
 
     async def undo(self, error: BaseException) -> None:
         guard = self._over()
+        if guard.entered:
+            self._check(guard, error)
         if guard.lost is not None:
             raise guard.lost
-        if isinstance(error, sqlite3.Error):
-            if is_locked(error):
-                raise TransactionLostError(f"{self._file.describe()}: {told(error)}", reason="lock") from error
-            if is_the_files(error):
-                raise self._file.explain(error, "in a handler") from error
+        # By what this connection said, and not by what was raised: a handler may have other files, whose trouble is its own. Nor is one
+        # that is locked the file's: the transaction has the write lock, so the handler has locked itself out.
+        if guard.failed is not None and is_the_files(guard.failed):
+            raise self._file.explain(guard.failed, "in a handler") from error
         self._roll_back(guard, error)
 
     def _over(self) -> Guard:
         guard, self._guard, self._connection.guard = self._guard, None, None
         if guard is None:
             raise StateError("keep or undo without begin_delivery")
-        guard.over = True
-        # A statement that was not read to its end would keep COMMIT from coming.
-        for cursor in tuple(guard.cursors):
-            cursor.close()
+        guard.close()
         self._connection.row_factory, self._connection.text_factory = None, str
         return guard
 
     def _roll_back(self, guard: Guard, error: BaseException | None) -> None:
         if not guard.entered:
             return
-        self._check(error)
+        self._check(guard, error)
         self._own(f"ROLLBACK TO {SAVEPOINT}", "undoing a delivery")
         self._own(f"RELEASE {SAVEPOINT}", "undoing a delivery")
 
@@ -155,25 +160,44 @@ class SqliteTransaction:
         except Exception as error:
             if "no such savepoint" not in str(error):
                 raise
-            raise StateError(
-                f"{self._file.describe()}: a handler ended the transaction that it shares with others, past the guard of "
-                "context.transaction; find the COMMIT or ROLLBACK in it, take it out, restart"
-            ) from error
+            raise self._ended_by_a_handler() from error
 
-    def _check(self, error: BaseException | None) -> None:
+    def _check(self, guard: Guard | None, error: BaseException | None) -> None:
         if not self._connection.in_transaction:
-            raise self._rolled_back(error) from (None if isinstance(error, HandlerError) else error)
+            raise self._gone(guard, error)
 
-    def _rolled_back(self, error: BaseException | None) -> TransactionLostError:
-        why = f" ({told(error)})" if error is not None else ""
-        return TransactionLostError(
-            f"{self._file.describe()}: a statement rolled the whole transaction back{why}, as ON CONFLICT ROLLBACK and RAISE(ROLLBACK) do",
-            reason="rolled-back",
+    def _gone(self, guard: Guard | None, error: BaseException | None) -> StoreError | StateError:
+        """Why there is no transaction any more. SQLite rolls one back with an error of a statement only; who commits gets none."""
+        if self._lost is None:
+            self._lost = self._told_gone(None if guard is None else guard.failed, error)
+        return self._lost
+
+    def _told_gone(self, failed: sqlite3.Error | None, error: BaseException | None) -> StoreError | StateError:
+        if failed is None and isinstance(error, sqlite3.Error):
+            failed = error
+        if failed is None:
+            return self._ended_by_a_handler()
+        if is_the_files(failed):
+            lost = self._file.explain(failed, "in a handler")
+        else:
+            lost = TransactionLostError(
+                f"{self._file.describe()}: a statement rolled the whole transaction back ({told(failed)}), as ON CONFLICT ROLLBACK and "
+                "RAISE(ROLLBACK) do",
+                reason="rolled-back",
+            )
+        lost.__cause__ = failed if error is None or isinstance(error, HandlerError | StoreError) else error
+        return lost
+
+    def _ended_by_a_handler(self) -> StateError:
+        return StateError(
+            f"{self._file.describe()}: a handler ended the transaction that it shares with others, past the guard of "
+            "context.transaction; find the COMMIT or ROLLBACK in it, take it out, restart"
         )
 
     async def commit(self, claims: Sequence[Claim], payloads: Sequence[bytes], rows: Sequence[OutboxRow]) -> None:
         if not self._begun:
             self._begin()
+        self._check(None, None)
         with self._file.explained("writing to the outbox", lost=True):
             insert_rows(self._connection, self._group, rows)
         with self._file.explained("writing claims", lost=True):

@@ -156,6 +156,8 @@ class OutboxConformance:
         self.add(ground, row(1, b"o-1"), row(2, None), row(3, b"o-2"), row(4, b"o-1", topic="other"), row(5, b"o-1"), row(6, b"o-3"))
 
         assert ids(outbox.due(ALL, 3, beside=[("payments", b"o-1"), ("payments", b"o-3")])) == ["e2", "e3", "e4"]
+        assert ids(outbox.due(ALL, 3, beside=[("payments", None)])) == ["e4"]
+        assert ids(outbox.due(ALL, 3, beside=[("other", None), ("payments", b"o-1")])) == ["e2", "e3", "e6"]
 
     def test_groups_have_nothing_to_do_with_each_other(self, ground: OutboxGround, outbox: DeskedOutbox) -> None:
         self.add(ground, row(1))
@@ -230,6 +232,16 @@ class OutboxConformance:
 
         assert ids(outbox.due(ALL, 10)) == ["e3", "e2", "e1", "e0"]
 
+    def test_a_timer_that_fell_due_is_numbered_behind_what_was_there(self, ground: OutboxGround, outbox: DeskedOutbox) -> None:
+        self.add(ground, row(1, due=timedelta(0)), row(2))
+
+        until(lambda: len(outbox.due(ALL, 10)) == 2)
+
+        found = outbox.due(ALL, 10)
+        assert [stored.seq for stored in found] == sorted(stored.seq for stored in found)
+        outbox.published([stored.seq for stored in found])
+        assert ids(outbox.due(ALL, 10)) == []
+
     # ---- set aside --------------------------------------------------------------------------------------------------
 
     def test_behind_a_row_that_was_set_aside_its_key_waits_and_others_go_on(self, ground: OutboxGround, outbox: DeskedOutbox) -> None:
@@ -294,9 +306,29 @@ class OutboxConformance:
 
         assert outbox.state().aside == 0
 
+    def test_what_one_relay_has_set_aside_and_another_published_is_gone(
+        self, ground: OutboxGround, outbox: DeskedOutbox, another: DeskedOutbox
+    ) -> None:
+        self.add(ground, row(1), row(2))
+        (first, second) = outbox.due(ALL, 10)
+        another.set_aside(first.seq, "no such topic, some time ago")
+
+        outbox.published([first.seq])
+
+        assert outbox.state().aside == 0
+        assert ids(outbox.due(ALL, 10)) == [second.event_id]
+
+    def test_no_more_are_listed_than_asked_for(self, ground: OutboxGround, outbox: DeskedOutbox) -> None:
+        self.add(ground, row(1, b"o-1"), row(2, b"o-2"), row(3, b"o-3"))
+        for stored in outbox.due(ALL, 2):
+            outbox.set_aside(stored.seq, "too large")
+
+        assert ids(outbox.waiting(1, aside_only=True)) == ["e1"]
+
     def test_the_age_of_the_oldest_is_told(self, ground: OutboxGround, outbox: DeskedOutbox) -> None:
         self.add(ground, row(1))
         time.sleep(0.3)
+        self.add(ground, row(2, b"o-2"))
 
         assert 0.2 < outbox.state().oldest_s < 20
 

@@ -67,7 +67,7 @@ class NobodysOutbox:
     def lease(self, relay: str, lasts_s: float) -> Collection[int]:
         return ()
 
-    def due(self, shards: Collection[int], limit: int, *, beside: Collection[tuple[str, bytes]] = ()) -> Sequence[StoredRow]:
+    def due(self, shards: Collection[int], limit: int, *, beside: Collection[tuple[str, bytes | None]] = ()) -> Sequence[StoredRow]:
         return ()
 
     def published(self, seqs: Collection[int]) -> None:

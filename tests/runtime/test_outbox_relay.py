@@ -366,7 +366,7 @@ class _Nagging:
         self.leases.append(found)
         return found
 
-    def due(self, shards: Collection[int], limit: int, *, beside: Collection[tuple[str, bytes]] = ()) -> Sequence[StoredRow]:
+    def due(self, shards: Collection[int], limit: int, *, beside: Collection[tuple[str, bytes | None]] = ()) -> Sequence[StoredRow]:
         if self.down:
             self.down -= 1
             raise StoreError("the database is away, as the test asked")
@@ -451,7 +451,7 @@ async def test_a_relay_that_was_stopped_and_wakes_up_late_sends_nothing(file: Sq
     broker = shop_broker()
     relaying = Relaying(broker, file, lease_s=0.4)
 
-    def stopped(shards: Collection[int], limit: int, *, beside: Collection[tuple[str, bytes]] = ()) -> Sequence[StoredRow]:
+    def stopped(shards: Collection[int], limit: int, *, beside: Collection[tuple[str, bytes | None]] = ()) -> Sequence[StoredRow]:
         rows: Sequence[StoredRow] = relaying.outbox._outbox.due(shards, limit, beside=beside)
         if rows:
             relaying.outbox.refuse_leases = True

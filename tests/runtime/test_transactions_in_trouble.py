@@ -161,6 +161,21 @@ async def test_a_session_that_is_ended_in_the_middle_of_a_burst_costs_no_attempt
     once(desk, broker, 20)
 
 
+async def test_sessions_that_were_ended_while_nobody_used_them_are_not_even_noticed(postgres: PostgresServer) -> None:
+    desk, broker = PostgresDesk(postgres), shop_broker()
+    async with shop(broker, Book(nothing), store=desk.store()).worker() as worker:
+        place(broker, "e0")
+        await within(10, lambda: committed(broker) == 1, worker)
+        for pid, name, _ in postgres.sessions(desk._database):
+            if name.endswith("handlers"):
+                postgres.execute("SELECT pg_terminate_backend(%s)", pid)
+        await asyncio.sleep(0.1)
+        place(broker, "e1")
+        await within(10, lambda: committed(broker) == 2, worker)
+        assert worker.counters.store_errors == worker.counters.retried == 0
+    assert desk.books() == ["e0", "e1"]
+
+
 async def test_a_row_that_another_session_holds_is_waited_for_and_costs_no_attempt(postgres: PostgresServer) -> None:
     desk, broker = PostgresDesk(postgres), shop_broker()
     postgres.execute("CREATE TABLE counts (id text, n int); INSERT INTO counts VALUES ('a', 0)", database=desk._database)

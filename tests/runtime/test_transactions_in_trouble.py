@@ -280,6 +280,25 @@ async def test_a_file_that_another_process_holds_is_waited_for(tmp_path: Path) -
     once(desk, broker, 10)
 
 
+async def test_a_lock_that_a_handler_runs_into_costs_no_attempt(tmp_path: Path) -> None:
+    desk, broker = SqliteDesk(tmp_path), shop_broker()
+    ran_into: list[str] = []
+
+    def write_beside(connection: Any, order_id: str) -> None:
+        if order_id == "e2" and not ran_into:
+            ran_into.append(order_id)
+            with closing(sqlite3.connect(desk.path, timeout=0.0)) as another:
+                another.execute("INSERT INTO books VALUES ('beside')")
+
+    place(broker, *numbered(5))
+    async with shop(broker, BookPlainly(write_beside), store=desk.store()).worker() as worker:
+        await within(20, lambda: committed(broker) == 5, worker)
+        assert worker.counters.retried == worker.counters.dead_lettered == 0
+        await within(10, lambda: len(set(published(broker))) == 5, worker)
+    assert ran_into
+    once(desk, broker, 5)
+
+
 async def test_a_statement_that_rolls_the_burst_back_fails_alone(tmp_path: Path) -> None:
     desk, broker = SqliteDesk(tmp_path), shop_broker()
     with closing(desk.connect()) as connection:

@@ -280,7 +280,7 @@ async def test_a_file_that_another_process_holds_is_waited_for(tmp_path: Path) -
     once(desk, broker, 10)
 
 
-async def test_a_lock_that_a_handler_runs_into_costs_no_attempt(tmp_path: Path) -> None:
+async def test_a_handler_that_locks_itself_out_fails_alone_and_at_once(tmp_path: Path) -> None:
     desk, broker = SqliteDesk(tmp_path), shop_broker()
     ran_into: list[str] = []
 
@@ -293,7 +293,7 @@ async def test_a_lock_that_a_handler_runs_into_costs_no_attempt(tmp_path: Path) 
     place(broker, *numbered(5))
     async with shop(broker, BookPlainly(write_beside), store=desk.store()).worker() as worker:
         await within(20, lambda: committed(broker) == 5, worker)
-        assert worker.counters.retried == worker.counters.dead_lettered == 0
+        assert (worker.counters.retried, worker.counters.dead_lettered, worker.counters.bursts_lost) == (1, 0, 0)
         await within(10, lambda: len(set(published(broker))) == 5, worker)
     assert ran_into
     once(desk, broker, 5)

@@ -246,12 +246,11 @@ def _refusing(name: str) -> Any:
 
 
 for _name in dir(sqlite3.Connection):
-    _of_connection = getattr(sqlite3.Connection, _name)
-    if _name.startswith("_") or _name in vars(View) or not callable(_of_connection):
+    if _name.startswith("_") or _name in vars(View):
         continue
-    if isinstance(_of_connection, type):  # its exceptions
-        setattr(View, _name, _of_connection)
-    else:
+    if isinstance(_error := getattr(sqlite3, _name, None), type):  # connection.IntegrityError
+        setattr(View, _name, _error)
+    elif callable(getattr(sqlite3.Connection, _name)):
         setattr(View, _name, (_passing_on if _name in _PASSED_ON else _refusing)(_name))
 
 

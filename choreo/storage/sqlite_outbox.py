@@ -66,6 +66,8 @@ def _values(group: str, rows: Sequence[OutboxRow]) -> Iterator[tuple[object, ...
             due_ms = now_ms + _ms(row.due)
         elif row.due is not None:
             due_ms = _ms(row.due - _EPOCH)
+        if due_ms is not None:
+            due_ms = min(max(due_ms, _FIRST_MS), _LAST_MS)
         headers = msgspec.msgpack.encode(list(record.headers))
         shard = shard_of(record.topic, record.key, row.event_id)
         state = "due" if due_ms is None else "timer"
@@ -100,12 +102,16 @@ def _in_autocommit(connection: sqlite3.Connection) -> bool:
 
 
 def _check_file(connection: sqlite3.Connection, file: SqliteFile) -> None:
-    # The caller's row and text factories, and what a subclass makes of cursors, mean nothing here.
+    # What the caller made of its rows, texts and cursors means nothing here.
     own = connection.cursor() if getattr(connection, "is_choreos", False) else sqlite3.Cursor(connection)
-    with closing(own) as cursor:
-        cursor.row_factory = None
-        found = cursor.execute("SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'").fetchone()
-    path = os.fsdecode(found[0]) if found and found[0] else ""
+    text_factory, connection.text_factory = connection.text_factory, bytes
+    try:
+        with closing(own) as cursor:
+            cursor.row_factory = None
+            files = {name: path for _, name, path in cursor.execute("PRAGMA database_list")}
+    finally:
+        connection.text_factory = text_factory
+    path = os.fsdecode(files.get(b"main") or b"")
     if not (path and os.path.exists(path) and file.path.exists() and os.path.samefile(path, file.path)):
         raise ConfigurationError(
             f"outbox.add: this connection is to {path or 'a database in memory'}, the service's store is {file.path}: "

@@ -100,7 +100,7 @@ class Guard:
     def close(self) -> None:
         """The delivery is over."""
         self.over = True
-        for opened in tuple(self._kept):
+        for opened in tuple(self._kept) if self._kept else ():
             # One that was never open holds nothing, and one that another thread is using shows at the next statement. Not its own close():
             # a handler's class may have another.
             with suppress(sqlite3.ProgrammingError):

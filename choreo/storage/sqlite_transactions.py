@@ -100,8 +100,7 @@ class SqliteTransaction:
             self._begin()
         elif not self._connection.in_transaction:
             raise self._gone(self._guard, None)
-        with self._file.explained("beginning a delivery", lost=True):
-            self._connection.own(f"SAVEPOINT {SAVEPOINT}")
+        self._own(f"SAVEPOINT {SAVEPOINT}", "beginning a delivery")
 
     def _begin(self) -> None:
         if self._writer is None:
@@ -109,8 +108,7 @@ class SqliteTransaction:
             if not writer.acquire(timeout=self._file.busy_timeout_s):
                 raise TransactionLostError(f"{self._file.describe()}: database is locked by another thread of this process", reason="lock")
             self._writer = writer
-        with self._file.explained("beginning a transaction", lost=True):
-            self._connection.own("BEGIN IMMEDIATE")
+        self._own("BEGIN IMMEDIATE", "beginning a transaction")
         self._begun = True
 
     async def keep(self) -> None:
@@ -153,14 +151,11 @@ class SqliteTransaction:
 
     def _own(self, sql: str, doing: str) -> None:
         try:
-            with self._file.explained(doing, lost=True):
-                self._connection.own(sql)
-        except TransactionLostError:
-            raise
-        except Exception as error:
-            if "no such savepoint" not in str(error):
-                raise
-            raise self._ended_by_a_handler() from error
+            self._connection.own(sql)
+        except sqlite3.Error as error:
+            if "no such savepoint" in str(error):
+                raise self._ended_by_a_handler() from error
+            raise self._file.explain(error, doing, lost=True) from error
 
     def _check(self, guard: Guard | None, error: BaseException | None) -> None:
         if not self._connection.in_transaction:
@@ -209,8 +204,7 @@ class SqliteTransaction:
         if failpoint.ACTIVE:
             failpoint.hit("in_store_tx")
         self._file.check()
-        with self._file.explained("committing", lost=True):
-            self._connection.own("COMMIT")
+        self._own("COMMIT", "committing")
 
     async def end(self) -> None:
         connection = self._connection

@@ -8,8 +8,8 @@ import random
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from choreo.core.offset_map import OffsetMap
@@ -161,6 +161,14 @@ class Scene:
                 return frozenset(row[0] for row in connection.execute("select event_id from choreo_claims"))
             except sqlite3.OperationalError:
                 return frozenset()
+
+    @contextmanager
+    def claims_held(self) -> Iterator[None]:
+        """Nobody else has the lock of the claims' file meanwhile: who is stopped here does not keep it from all others, as SQLite would."""
+        with closing(sqlite3.connect(self.store, timeout=END_S, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield
+            connection.execute("ROLLBACK")
 
     def unclaimed(self) -> frozenset[tuple[str, str]]:
         """What a crash at this moment may do twice: effects without a claim, and calls that have not ended."""

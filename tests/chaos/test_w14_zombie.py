@@ -27,7 +27,8 @@ def test_its_partitions_move_and_only_what_it_was_handling_may_have_a_second_eff
     wait_for(lambda: scene.ledger.unfinished() == {(HANDLER, running.event_id)}, "its handler runs", deadline_s=END_S)
 
     with scene.watch_commits() as commits:
-        zombie.sigstop()
+        with scene.claims_held():
+            zombie.sigstop()
         heir = scene.worker("heir")
         heir.restart()
         scene.kafka.wait_for_no_lag(scene.group, [scene.orders], deadline_s=END_S)

@@ -35,8 +35,8 @@ class Desk:
         self.store = SqliteStore(self.path, busy_timeout_s=busy_timeout_s)
         self.store.open(GROUP)
         with closing(self.connect()) as connection, connection:
-            connection.execute("CREATE TABLE entries (text)")
-            connection.execute("CREATE TABLE strict (text UNIQUE ON CONFLICT ROLLBACK)")
+            connection.execute("CREATE TABLE IF NOT EXISTS entries (text)")
+            connection.execute("CREATE TABLE IF NOT EXISTS strict (text UNIQUE ON CONFLICT ROLLBACK)")
         made = self.store.transactions(sqlite3.Connection)
         assert made is not None
         self.transactions: SqliteTransactions = made

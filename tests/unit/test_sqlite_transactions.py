@@ -79,8 +79,10 @@ def test_looking_up_and_a_handler_that_asks_nobody_take_no_lock(desk: Desk) -> N
 def test_a_lock_that_others_hold_too_long_is_a_loss_also_where_the_handler_swallows_it(desk: Desk) -> None:
     began_s = time.monotonic()
     with held(desk):
+        transaction = desk.begin()
         with pytest.raises(TransactionLostError) as caught:
-            desk.burst(each(swallowing(write("a")), swallowing(write("b")), swallowing(write("c"))))
+            desk.deliver(transaction, each(swallowing(write("a")), swallowing(write("b")), swallowing(write("c"))))
+        run_now(transaction.end())
     took_s = time.monotonic() - began_s
 
     assert (caught.value.reason, caught.value.retriable) == ("lock", True)
@@ -93,6 +95,7 @@ def test_threads_of_one_process_wait_for_each_other_also_by_another_name_of_the_
     (tmp_path / "alias.db").symlink_to(desk.path)
     other = SqliteStore(tmp_path / "alias.db", busy_timeout_s=10)
     other.open(GROUP)
+    assert other._file.writer() is desk.store._file.writer(), "else they would poll"
     transaction = desk.begin()
     desk.deliver(transaction, write("a"))
 
@@ -106,6 +109,19 @@ def test_threads_of_one_process_wait_for_each_other_also_by_another_name_of_the_
 
     assert other.lookup([claim(1), claim(2)]) == {claim(1), claim(2)}
     other.close()
+
+
+def test_what_was_not_committed_is_gone_at_the_end_and_the_connection_is_kept(desk: Desk) -> None:
+    desk.burst(write("a"))
+    connection = desk.transactions._connection
+    transaction = desk.begin()
+    desk.deliver(transaction, write("b"))
+
+    run_now(transaction.end())
+
+    assert desk.entries() == ["a"]
+    assert desk.transactions._connection is connection
+    assert desk.burst(write("c")) == [None]
 
 
 def test_a_thread_that_waits_too_long_for_another_is_told_so(desk: Desk) -> None:
@@ -255,6 +271,25 @@ def test_a_full_disk_in_a_handler_is_the_files_trouble_also_where_the_handler_sa
     assert desk.entries() == ["before", "after"]
 
 
+def test_a_damaged_page_that_a_handler_reads_is_the_files_trouble_and_for_somebody_to_mend(desk: Desk) -> None:
+    desk.burst(each(*(write("x" * 3000) for _ in range(50))))
+    with closing(desk.connect()) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    with desk.path.open("r+b") as file:
+        for page in range(pages - 20, pages):
+            file.seek(page * 4096)
+            file.write(b"\xff" * 4096)
+    desk.close()
+    again = Desk(desk.path.parent)
+
+    with pytest.raises(StoreError, match=r"in a handler: .*it is damaged") as caught:
+        again.burst(each(write("a"), lambda connection: connection.execute("SELECT sum(length(text)) FROM entries").fetchall()))
+
+    assert not caught.value.retriable
+    again.close()
+
+
 def test_a_disk_that_fails_at_commit_leaves_nothing_and_the_next_burst_goes_through(desk: Desk) -> None:
     desk.burst(write("before"))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -351,19 +386,31 @@ def _deliver(desk: Desk, transaction: Any, steps: list[str], name: str) -> list[
         "read": run("SELECT text FROM entries"),
         "raise": lambda _: 1 / 0,
     }
-    stops = next((at for at, step in enumerate(steps) if step in ("commit", "raise")), len(steps))
-    lost = "conflict" in steps[:stops]
+    expected = _expected(steps)
     try:
         desk.deliver(transaction, each(*(acts[step] for step in steps)))
+        became = "kept or undone"
     except TransactionLostError as error:
-        assert lost
-        assert error.reason == "rolled-back"
-        return None
+        became = error.reason
     except PermanentError:
-        assert "swallowed commit" in steps
-        return []
-    assert not lost
-    return [] if stops < len(steps) else [name for step in steps if step in ("write", "savepoint")]
+        became = "refused"
+    assert became == {"kept": "kept or undone", "undone": "kept or undone"}.get(expected, expected)
+    if expected == "rolled-back":
+        return None
+    return [name for step in steps if step in ("write", "savepoint")] if expected == "kept" else []
+
+
+def _expected(steps: list[str]) -> str:
+    became = "kept"
+    for step in steps:
+        match step:
+            case "conflict":
+                return "rolled-back"
+            case "commit" | "raise":
+                return "undone"
+            case "swallowed commit":
+                became = "refused"
+    return became
 
 
 MEMBER = """

@@ -1,7 +1,7 @@
 """One contender, once, in a process of its own: prints one line of JSON.
 
 ``python -m benchmarks.contender NAME BOOTSTRAP TOPIC COUNT`` with NAME of RAW and CHOREO below, or
-``... hop-raw|hop-choreo|hop-sqlite|hop-postgres BOOTSTRAP TOPIC UNTIL`` for the latency series.
+``... hop-raw|hop-choreo|hop-kafka|hop-sqlite|hop-postgres BOOTSTRAP TOPIC UNTIL`` for the latency series.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ HANDLERS: dict[str, Callable[[], Handler[OrderPlaced, Any]]] = {
     "choreo-traced": Count,
     "choreo-claims-pg": Count,
     "choreo-no-map": Count,
+    "choreo-kafka": Count,
+    "choreo-kafka-emit": See,
     "hop-choreo": See,
+    "hop-kafka": See,
     **{f"choreo-tx-{kind}{one}": made for kind, made in databases.HANDLERS.items() for one in ("", "-1")},
     **{f"hop-{kind}": made for kind, made in databases.HANDLERS.items()},
 }
@@ -65,7 +68,8 @@ def service(name: str, bootstrap: str, topic: str, folder: str) -> Service:
         store=store,
         settings=ServiceSettings(
             kafka=KafkaSettings(bootstrap=bootstrap),
-            effects=None if store is not None else "offsets",
+            effects=None if store is not None else "kafka" if "kafka" in name else "offsets",
+            transactional_id=unique if "kafka" in name else None,
             topic_names={"bench-in": topic, "bench-out": os.environ.get("BENCH_OUT", "bench-out")},
         ),
     )

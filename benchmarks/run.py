@@ -36,6 +36,7 @@ PARTITIONS = 6
 CONTENDERS = (
     *("raw", "choreo", "choreo-no-map", "raw-emit", "choreo-emit", "choreo-sync", "choreo-traced-1", "choreo-traced-100"),
     *("choreo-claims", "choreo-claims-pg", "choreo-tx-sqlite", "choreo-tx-postgres"),
+    *("choreo-kafka", "choreo-kafka-emit"),
 )
 SINGLY = ("choreo-tx-sqlite-1", "choreo-tx-postgres-1")
 """One transaction an event. They have fewer events, for each waits for the disk."""
@@ -106,6 +107,8 @@ def _measure(bootstrap: str, count: int, backlog: int, rounds: int, hop_s: float
             # From the event on the one topic to its child on the other: handled, committed, relayed.
             p50, p99 = _hops(bootstrap, who, RELAYED_PER_S, hop_s, rounds)
             results[f"relay_{who}_p50_ms"], results[f"relay_{who}_p99_ms"] = round(p50, 2), round(p99, 2)
+        p50, p99 = _hops(bootstrap, "kafka", RATES[0], hop_s, rounds)
+        results["hop_kafka_p50_ms"], results["hop_kafka_p99_ms"] = round(p50, 2), round(p99, 2)
     return results
 
 
@@ -117,6 +120,8 @@ def _ratios(rates: dict[str, list[float]]) -> dict[str, float]:
         "sync_ratio": ("choreo-sync", "raw"),
         "claims_ratio": ("choreo-claims", "raw"),
         "claims_pg_ratio": ("choreo-claims-pg", "raw"),
+        "kafka_ratio": ("choreo-kafka", "raw"),
+        "kafka_emit_ratio": ("choreo-kafka-emit", "raw-emit"),
         "map_ratio": ("choreo", "choreo-no-map"),
         "tx_sqlite_gain": ("choreo-tx-sqlite", "choreo-tx-sqlite-1"),
         "tx_postgres_gain": ("choreo-tx-postgres", "choreo-tx-postgres-1"),

@@ -1,4 +1,4 @@
-"""The ports to Kafka: consume, produce, look. Their docstrings are the contract; choreo/testing/conformance.py checks it.
+"""The ports to Kafka: consume, produce, commit both as one, look. Their docstrings are the contract; choreo/testing/conformance.py checks it.
 
 Adapters: choreo.kafka (the real thing) and choreo.testing.memory (for tests).
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -85,6 +85,10 @@ class Consumer(Protocol):
     def commit_results(self) -> list[CommitResult]:
         """What became of commits since the last call."""
 
+    def identity(self) -> bytes | None:
+        """Who this member is to its group just now (KIP-447): goes into a `Work` and is nobody else's business. None while the group
+        doesn't know it: before it has joined, after a loss until `lost` has returned, and when it is closed. Good within `revoked`, too."""
+
     def close(self) -> None:
         """Leaves the group, through `revoked`. A second call does nothing."""
 
@@ -116,6 +120,58 @@ class Producer(Protocol):
 
     def close(self, timeout_s: float) -> int:
         """Flushes within `timeout_s`, then drops and reports what is left; how many those were. A second call does nothing."""
+
+
+class Part(msgspec.Struct, eq=False):
+    """Records of a transaction that belong together. `then`: is given their reports, in their order, when all of them are on their
+    way, and answers what else is to be written in the same transaction; called by the thread that runs it, and once more where a batch
+    was too large. What it raises aborts the transaction and comes out of `run`."""
+
+    records: Sequence[Outgoing] = ()
+    then: Callable[[Sequence[Report]], Sequence[Outgoing]] | None = None
+
+
+class Work(msgspec.Struct, frozen=True):
+    """One transaction: what is written, what the group has read, and who says so (`Consumer.identity`). Without offsets nobody need
+    say so."""
+
+    parts: Sequence[Part] = ()
+    offsets: Mapping[TopicPartition, Committed] = {}
+    group: str = ""
+    identity: bytes = b""
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """How a transaction ended. `aborted`: nothing of it is there, nor ever will be. `unknown`: all of it is, or nothing; `open` waits
+    until that is decided, and what the group has committed then tells. `refused`: which parts (by index) are to blame, and why, where
+    it is the record's own fault, and no other try can help."""
+
+    outcome: Literal["committed", "aborted", "unknown"]
+    error: BrokerError | None = None
+    refused: Mapping[int, BrokerError] = {}
+    hindered: Mapping[int, BrokerError] = {}
+
+
+FENCED = "_FENCED"
+"""The code of the error of a transaction that ended because another transactor with its id was opened, or because it took too long."""
+
+
+class Transactor(Protocol):
+    """Writes records and commits a group's offsets, all of it or nothing. Every call blocks; one is made at a time, by any thread.
+
+    Of two with one id the one that was opened last counts: what the other has under way is aborted, and it can do no more.
+    """
+
+    def open(self) -> None:
+        """Ends what an earlier one with this id has left, then is ready. Needed before the first `run`, and again after one that ended
+        `unknown`, or with FENCED; may always be called. Raises BrokerError; where that is retriable, call it again."""
+
+    def run(self, work: Work) -> Ended:
+        """One transaction. The records of one key of a topic stand in the order of the parts. Offsets are not checked against what is
+        committed, nor whose partitions they are: whoever calls must not go back. Never raises BrokerError."""
+
+    def close(self) -> None:
+        """Aborts what is under way and releases it. A second call does nothing."""
 
 
 class TopicInfo(msgspec.Struct, frozen=True):
@@ -183,6 +239,10 @@ class Broker(Protocol):
     def consumer(self, group: str) -> Consumer: ...
 
     def producer(self) -> Producer: ...
+
+    def transactor(self, transactional_id: str) -> Transactor:
+        """Nothing is opened yet. Raises ConfigurationError where there are no transactions."""
+        ...
 
     def reader(self) -> LogReader: ...
 

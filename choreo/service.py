@@ -12,9 +12,10 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from choreo.broker import Broker, TopicInfo
@@ -28,6 +29,7 @@ from choreo.kafka.settings import EMBEDDED
 from choreo.letter import dlq_topic, letters_topic, replay_topic
 from choreo.runtime.claim_retention import DAY_S, needed_s, too_short
 from choreo.runtime.emitting import Emitter
+from choreo.runtime.lifeline import WORKER
 from choreo.runtime.outbox import ServiceOutbox
 from choreo.runtime.outbox_relay import OutboxRelay
 from choreo.runtime.preflight import check_topics, patiently, wait_for_kafka
@@ -38,6 +40,7 @@ from choreo.settings import Resolved, ServiceSettings, resolve
 from choreo.storage.sqlite import SqliteStore
 from choreo.store import Store, Transactional
 from choreo.telemetry.logs import carry_step_on_log_records
+from choreo.transactional_id import seat
 
 _log = logging.getLogger("choreo.service")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
@@ -96,6 +99,7 @@ class Service:
     # ---- what it is ---------------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
+        self._check_effects(self.settings)
         names: dict[str, str] = {}
         for spec in self.specs:
             for written in (spec.name, *spec.aliases):
@@ -112,8 +116,6 @@ class Service:
                     spec.name,
                     ", ".join(spec.topics),
                 )
-        if self.settings.effects == "offsets" and self.store is not None:
-            raise ConfigurationError(f'service {self.name}: effects="offsets" keeps no claims; leave out store=, or leave out effects=')
         by_type: dict[str, type[EventLike]] = {}
         for cls in self.event_types():
             known = own_spec(cls)
@@ -126,13 +128,23 @@ class Service:
                     f"service {self.name}: {known.type} is on topic {other.__event__.topic} in {other.__name__} and on {known.topic} in {cls.__name__}"
                 )
 
+    def _check_effects(self, settings: ServiceSettings) -> None:
+        """Whether they go with the store and the handlers. Raises ConfigurationError."""
+        if settings.effects not in ("offsets", "kafka"):
+            return
+        named = f'effects="{settings.effects}"'
+        for spec in self.specs:
+            if spec.transaction is not None:
+                asks = f"handler {spec.name}: Handler[..., {spec.transaction.__name__}]"
+                raise ConfigurationError(f"{asks} is handled in a transaction of its database; leave out {named}, or its second parameter")
+        if self.store is not None:
+            raise ConfigurationError(f"service {self.name}: {named} keeps no claims; leave out store=, or leave out effects=")
+
     def _check_transaction(self, spec: HandlerSpec) -> None:
         """Whether the store has connections of the kind that the handler asks for, and the handler is the kind of function they need."""
         if spec.transaction is None:
             return
         asks = f"handler {spec.name}: Handler[..., {spec.transaction.__name__}]"
-        if self.settings.effects == "offsets":
-            raise ConfigurationError(f'{asks} is handled in a transaction; leave out effects="offsets", or its second parameter')
         store: object = self.store
         made = store.transactions(spec.transaction) if isinstance(store, Transactional) else None
         if made is None:
@@ -190,7 +202,8 @@ class Service:
         return KafkaBroker(settings.kafka)
 
     def plan(self, settings: ServiceSettings) -> Plan:
-        """What a worker is to run, under these settings."""
+        """What a worker is to run, under these settings. Raises ConfigurationError where they don't go with the store."""
+        self._check_effects(settings)
         store = (self.store or self.default_store()) if (settings.effects or "claims") == "claims" else None
         return Plan(
             service=self.name,
@@ -262,6 +275,10 @@ class Service:
                     stack.enter_context(resource)
             broker = self.broker(settings)
             plan = self.plan(settings)
+            if settings.effects == "kafka":
+                transactional_id = stack.enter_context(_transactional_id(plan.group, settings))
+                chosen = settings.transactional_id is not None
+                plan = dataclasses.replace(plan, transactional_id=transactional_id, own_transactional_id=chosen)
             until_s = asyncio.get_running_loop().time() + settings.start_deadline_s
             found, topics = await wait_for_kafka(broker, until_s)
             self._check_topics(topics, plan.names, consume=consume)
@@ -354,6 +371,17 @@ async def _group_protocol(broker: Broker) -> str | None:
     if not isinstance(broker, _HasProtocol):
         return None
     return await asyncio.get_running_loop().run_in_executor(None, broker.group_protocol)
+
+
+@contextmanager
+def _transactional_id(group: str, settings: ServiceSettings) -> Iterator[str]:
+    """The id of this worker's transactions: what the settings say, numbered where ``choreo run`` has several workers, else its own."""
+    number, _, workers = os.environ.get(WORKER, "").partition("/")
+    if settings.transactional_id is not None:
+        yield settings.transactional_id if workers in ("", "1") else f"{settings.transactional_id}-{number}"
+    else:
+        with seat(group, Path(".choreo")) as made:
+            yield made
 
 
 def _log_failure(failure: asyncio.Future[None]) -> None:

@@ -20,12 +20,11 @@ from choreo.errors import ConfigurationError, did_you_mean
 from choreo.kafka.settings import EMBEDDED, KafkaSettings, masked
 
 StartPolicy = Literal["earliest", "latest", "refuse"] | datetime
-Effects = Literal["offsets", "claims"]
+Effects = Literal["offsets", "claims", "kafka"]
 
 
 _NOT_HERE = {
     "transaction": "is what a handler asks for by its type, Handler[SomeEvent, AsyncConnection]; leave effects= out",
-    "kafka": "is not part of this release; use claims or offsets",
 }
 
 
@@ -34,7 +33,8 @@ class ServiceSettings:
     """How a service runs; checked when made, before anything is opened.
 
     `start`: where a group that never ran begins: ``earliest`` (default: nothing is skipped), ``latest``, ``refuse``, or an
-    aware datetime. `effects`: ``claims`` (default) or ``offsets``. `concurrency`: async handlers under way at once.
+    aware datetime. `effects`: ``claims`` (default), ``offsets`` or ``kafka``. `transactional_id`: with ``kafka``, for each
+    worker its own; None: one that is kept in ``.choreo/``. `concurrency`: async handlers under way at once.
     `threads`: for plain ``def`` handlers. `drain_s`: how long a stop may take. `strict`: events without a handler are
     dead-lettered instead of skipped. `topic_names` maps logical topics to the broker's; `topic_prefix` stands before all of
     them, the group and choreo's own topics. `start_deadline_s`: how long to wait for Kafka at the start.
@@ -45,6 +45,7 @@ class ServiceSettings:
     kafka: KafkaSettings = KafkaSettings()
     start: StartPolicy = "earliest"
     effects: Effects | None = None
+    transactional_id: str | None = None
     concurrency: int = 256
     threads: int = 32
     drain_s: float = 25.0
@@ -66,8 +67,14 @@ class ServiceSettings:
             raise ConfigurationError(f"start={self.start!r}; use earliest, latest, refuse, or a time such as 2026-11-22T03:00:00Z")
         if str(self.effects) in _NOT_HERE:
             raise ConfigurationError(f"effects={self.effects!r} {_NOT_HERE[str(self.effects)]}")
-        if self.effects not in (None, "offsets", "claims"):
-            raise ConfigurationError(f"effects={self.effects!r}; use claims or offsets")
+        if self.effects not in (None, "offsets", "claims", "kafka"):
+            raise ConfigurationError(f"effects={self.effects!r}; use claims, offsets or kafka")
+        if self.effects == "kafka" and self.kafka.bootstrap == EMBEDDED and self.broker is None:
+            raise ConfigurationError(f'effects="kafka": {EMBEDDED} keeps no offsets of transactions; run a Kafka: make kafka')
+        if self.transactional_id is not None and (not self.transactional_id or self.effects != "kafka"):
+            raise ConfigurationError(
+                f'transactional_id={self.transactional_id!r}: is for effects="kafka"; leave it out, or name the effects'
+            )
         if self.claims_retention_s is not None and not self.claims_retention_s > 0:
             raise ConfigurationError(f"claims_retention_s={self.claims_retention_s}; use seconds above 0, or leave it out")
         for name, least, most in (
@@ -133,6 +140,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "topic_prefix": str,
     "start": _start,
     "effects": str,
+    "transactional_id": str,
     "concurrency": int,
     "threads": int,
     "drain_s": float,

@@ -105,6 +105,8 @@ def _emitted(service: Service) -> list[type[EventLike]]:
 def _store(service: Service, effects: str | None) -> str:
     if effects == "offsets":
         return "none (effects=offsets): what is under way in a crash runs again"
+    if effects == "kafka":
+        return "none (effects=kafka): what is emitted commits with the offsets; read it with isolation.level=read_committed"
     if service.store is not None:
         return f"{service.store.describe()}: each event once among members that share it"
     default = service.default_store().describe()

@@ -8,6 +8,7 @@ assignment.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -135,6 +136,23 @@ class Partition:
         self._taken = Committed(offset, text, self.stamp)
         self._awaited.append((self.stamp, self.guard.watched))
         return self._taken
+
+    def take_with(self, ended: Sequence[Delivery], *, not_begun_too: bool = False) -> Committed | None:
+        """What to commit in one transaction with what these came to, as if they had settled; also where nothing has changed.
+        `not_begun_too`: also where nothing was handed out yet. None: there is nothing that could be committed."""
+        for delivery in ended:
+            delivery.settled = True
+        offsets, begun = self.offsets, self.begun
+        unfinished = offsets.unfinished
+        if ended:
+            offsets.unfinished = {at: mine for at, mine in unfinished.items() if not all(one.settled for one in mine)}
+        self.begun = begun or not_begun_too
+        try:
+            return self.take(also_maps=True, last=True)
+        finally:
+            self.begun, offsets.unfinished = begun, unfinished
+            for delivery in ended:
+                delivery.settled = False
 
     def refused(self) -> None:
         """A commit did not go through, and nobody tries it again: the next `take` says the same once more."""

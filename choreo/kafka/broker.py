@@ -19,6 +19,7 @@ from choreo.kafka.consumer import KafkaConsumer
 from choreo.kafka.errors import why_refused
 from choreo.kafka.producer import KafkaProducer
 from choreo.kafka.settings import KNOWN, KafkaSettings
+from choreo.kafka.transactions import KafkaTransactor
 
 Protocol = Literal["classic", "consumer"]
 
@@ -44,6 +45,14 @@ class KafkaBroker:
     def producer(self) -> KafkaProducer:
         self._check()
         return KafkaProducer(self._settings.producer(), _log)
+
+    def transactor(self, transactional_id: str) -> KafkaTransactor:
+        self._check()
+        properties = self._settings.transactor(transactional_id)
+        said = why_refused(lambda: Producer(_without_brokers(properties), logger=_silent))
+        if said is not None:
+            raise ConfigurationError(f"Kafka properties of transactions: librdkafka says: {said}")
+        return KafkaTransactor(properties, _log)
 
     def reader(self) -> KafkaLogReader:
         self._check()

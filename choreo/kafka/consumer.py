@@ -9,6 +9,7 @@ taken is gone with it. Nothing of that was handed over, so a new client reads it
 from __future__ import annotations
 
 import logging
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ from choreo.record import Batch, Committed, Record, TopicPartition
 
 _LOOKUP_S = 10.0
 _LOOKUP_TRIES = 3
+_IDENTITY = b"CGMDv2:"
+_GENERATION_AT = slice(7, 11)
+"""In what librdkafka says of a member: 32 bits, the machine's own order."""
 # Told by librdkafka while it mends the connection itself; shown, not raised.
 _PASSING = frozenset({"_TRANSPORT", "_RESOLVE", "_TIMED_OUT", "_MAX_POLL_EXCEEDED"})
 
@@ -215,6 +219,16 @@ class KafkaConsumer:
 
     def commit_results(self) -> list[CommitResult]:
         return self._commits.take_results()
+
+    def identity(self) -> bytes | None:
+        try:
+            found: bytes = self._client.consumer_group_metadata()
+        except RuntimeError:
+            return None  # it is closed; within `close`, which calls `revoked`, it is not yet
+        if not found.startswith(_IDENTITY):
+            raise BrokerError(f"this librdkafka says {found[:7]!r} of a member, and choreo reads {_IDENTITY!r}", retriable=False)
+        # Below 1 there is no generation, and the broker would take offsets from anybody who has none.
+        return found if int.from_bytes(found[_GENERATION_AT], sys.byteorder, signed=True) > 0 else None
 
     def close(self) -> None:
         if self._closed:

@@ -18,13 +18,14 @@ from typing import NamedTuple
 from confluent_kafka import KafkaException, Producer
 
 from choreo.broker import TopicInfo
-from choreo.errors import BrokerError
+from choreo.errors import BrokerError, ConfigurationError
 from choreo.kafka.broker import KafkaBroker
 from choreo.kafka.cluster import KafkaLogReader
 from choreo.kafka.consumer import KafkaConsumer
 from choreo.kafka.errors import broker_error
 from choreo.kafka.producer import KafkaProducer
 from choreo.kafka.settings import CLASSIC_ONLY, EMBEDDED, KafkaSettings
+from choreo.kafka.transactions import KafkaTransactor
 
 PARTITIONS = 4
 """Of every topic: librdkafka's own number, which no property changes."""
@@ -114,6 +115,9 @@ class EmbeddedBroker:
 
     def producer(self) -> KafkaProducer:
         return self._ready().producer()
+
+    def transactor(self, transactional_id: str) -> KafkaTransactor:
+        raise ConfigurationError(f"{EMBEDDED} does not keep the offsets of a transaction; for effects=kafka run a Kafka: make kafka")
 
     def reader(self) -> KafkaLogReader:
         return self._ready().reader()

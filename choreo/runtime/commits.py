@@ -53,7 +53,7 @@ class Commits:
         self._turns += 1
         commits = self._engine.commits(also_maps=self._turns % MAPS_EVERY == 0)
         if commits:
-            self._worker.intake.commit(commits)
+            self._worker.commit(commits)
         self._look_who_waits()
         self._worker.feeding.look_again()
 
@@ -71,7 +71,7 @@ class Commits:
             return False
         commits = self._engine.commits(also_maps=True)
         if commits:
-            self._worker.intake.commit(commits)
+            self._worker.commit(commits)
         waiting: asyncio.Future[bool] = self._loop.create_future()
         self._waiting[waiting] = (partition, {state: state.stamp for state in self._engine.partitions.values()})
         self._look_who_waits()
@@ -92,7 +92,7 @@ class Commits:
     def _now(self, partition: Partition) -> None:
         committed = partition.take(also_maps=True) if self._worker.may_commit else None
         if committed is not None:
-            self._worker.intake.commit({partition.id: committed})
+            self._worker.commit({partition.id: committed})
 
     def ended(self, result: CommitResult) -> None:
         """How a commit ended; errors other than a text that is too long are said elsewhere."""

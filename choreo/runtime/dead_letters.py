@@ -1,6 +1,6 @@
 """Is the letter safe? Writes a delivery that died to the dlq, then its state, and only then lets it settle.
 
-dlq acknowledged -> state acknowledged -> settle (DESIGN section 6). A letter that can't be written holds its lane: the
+dlq acknowledged -> state acknowledged -> settle (DESIGN section 6); with transactions both are in the one that has its end. A letter that can't be written holds its lane: the
 sends are tried until they go through, and `troubled` says so; nothing is dropped, no offset passes it. When its partition
 is gone, no further step is taken: its next owner has the event, and a state of ours would open a letter that it knows
 nothing of. A dlq record without one is an abandoned copy.
@@ -17,10 +17,12 @@ from datetime import UTC, datetime
 from pathlib import PurePath
 
 from choreo import failpoint
-from choreo.broker import Report
+from choreo.broker import Part, Report
 from choreo.core.partition import GONE, Delivery, Partition
 from choreo.errors import BrokerError, CrashLoopError, DecodeError, told
 from choreo.letter import Death, Kind, LetterState, Place, dead_letter, dlq_topic, letter_state, letters_topic, state_record
+from choreo.record import Outgoing
+from choreo.runtime.atomic import Atomic
 from choreo.runtime.sends import Sends
 
 _log = logging.getLogger("choreo.letters")
@@ -32,11 +34,14 @@ class DeadLetters:
     `state_partitions` is the number of partitions of ``<service>.letters``.
     """
 
-    def __init__(self, service: str, version: str, sends: Sends, names: Callable[[str], str], state_partitions: int) -> None:
+    def __init__(
+        self, service: str, version: str, sends: Sends, names: Callable[[str], str], state_partitions: int, atomic: Atomic | None = None
+    ) -> None:
         self._service = service
         self._version = version
         self._host = socket.gethostname()
         self._sends = sends
+        self._atomic = atomic
         self._dlq = names(dlq_topic(service))
         self._letters = names(letters_topic(service))
         self._state_partitions = state_partitions
@@ -73,7 +78,33 @@ class DeadLetters:
         if delivery.partition.state is GONE:
             then(state(Place(self._dlq, -1, -1)))
             return
+        if self._atomic is not None:
+            self._write_at_once(self._atomic, delivery, death, state, then)
+            return
         self._sends.send_while(lambda: delivery.partition.state is not GONE, dead_letter(self._dlq, delivery.record, death), written)
+
+    def _write_at_once(
+        self, atomic: Atomic, delivery: Delivery, death: Death, state: Callable[[Place], LetterState], then: Callable[[LetterState], None]
+    ) -> None:
+        """Letter, state and offset in one transaction."""
+        made: list[LetterState] = []
+
+        def following(reports: Sequence[Report]) -> list[Outgoing]:
+            made[:] = [state(Place(self._dlq, reports[0].partition, reports[0].offset))]
+            return [state_record(self._letters, made[0], self._state_partitions)]
+
+        def ended(problem: BrokerError | None) -> None:
+            if problem is None:
+                then(made[0])
+            else:
+                _log.error("%s: its letter can't be written: %s; the key waits, nothing is lost", delivery.record.origin, problem)
+                self._sends.later(lambda: self._write(delivery, death, then))
+
+        atomic.write(delivery, Part((dead_letter(self._dlq, delivery.record, death),), following), ended)
+
+    def resolved(self, state: LetterState) -> Outgoing:
+        """A letter's state as a record."""
+        return state_record(self._letters, state, self._state_partitions)
 
     def write_state(self, state: LetterState, source: Partition, then: Callable[[LetterState], None]) -> None:
         """Writes a letter's state; `then(state)` when it is acknowledged, or, unwritten, when its `source` is gone."""

@@ -103,19 +103,20 @@ class Failures:
         if isinstance(outcome, Failed):
             self._recover_failed(delivery, error, outcome.error, first)
             return
-        if not isinstance(outcome, Emitted):
+        records = outcome.records if isinstance(outcome, Emitted) else ()
+        if not records and self._worker.atomic is None:
             self._recovered(delivery, error)
             return
 
-        def acknowledged(problem: BrokerError | None, _: object) -> None:
+        def acknowledged(problem: BrokerError | None) -> None:
             # Not as a handler's own emits: what can never be written must not be recovered from once more.
             if problem is not None:
                 self._recover_failed(delivery, error, unwritable(problem), first)
             else:
                 self._recovered(delivery, error)
 
-        self._worker.counters.emitted += len(outcome.records)
-        self._worker.sends.send(outcome.records, acknowledged)
+        self._worker.counters.emitted += len(records)
+        self._worker.write(delivery, records, acknowledged)
 
     def _recover_failed(self, delivery: Delivery, error: Exception, problem: Exception, first: datetime) -> None:
         _log.error("%s: recover failed as well: %s", delivery.route.name, told(problem))

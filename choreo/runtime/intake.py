@@ -54,6 +54,10 @@ class _Commit(NamedTuple):
     offsets: Mapping[TopicPartition, Committed]
 
 
+class _Rewind(NamedTuple):
+    why: str
+
+
 class Member(Protocol):
     """The event loop's side. Coroutines run on the loop while this thread waits for them."""
 
@@ -75,13 +79,18 @@ class Member(Protocol):
 class Intake:
     """Owner of `_consumer` and everything `_mine`: the intake thread. `inbox` is filled here and emptied by the loop."""
 
-    def __init__(self, make_consumer: Callable[[], Consumer], topics: Sequence[str], member: Member) -> None:
+    def __init__(self, make_consumer: Callable[[], Consumer], topics: Sequence[str], member: Member, *, identifies: bool = False) -> None:
         self._make_consumer = make_consumer
         self._topics = topics
         self._member = member
+        self._identifies = identifies
+        self.identity: bytes | None = None
+        """Who this member was to its group when it polled last, if `identifies`; None while it is none. Kept by this thread: what it is
+        when `lost` or `assigned` was told on the loop is never older than that."""
+        self._consumer: Consumer | None = None
         self._loop = asyncio.get_running_loop()
         self.inbox: deque[Batch] = deque()
-        self._orders: deque[_Pause | _Resume | _Commit] = deque()
+        self._orders: deque[_Pause | _Resume | _Commit | _Rewind] = deque()
         self._told = False
         self._handed = 0
         self._accepted = 0
@@ -130,6 +139,10 @@ class Intake:
     def commit(self, offsets: Mapping[TopicPartition, Committed]) -> None:
         self._orders.append(_Commit(offsets))
 
+    def rewind(self, why: str) -> None:
+        """Leaves the group and joins again, to read on from what is committed then."""
+        self._orders.append(_Rewind(why))
+
     def stop(self) -> None:
         """Leaves the group and ends the thread, through `revoked`."""
         self._stop.set()
@@ -169,7 +182,7 @@ class Intake:
             self._tell(self._ended.set)
 
     def _consume(self) -> None:
-        consumer = self._make_consumer()
+        consumer = self._consumer = self._make_consumer()
         try:
             consumer.subscribe(self._topics, self)
             while not self._stop.is_set():
@@ -184,6 +197,7 @@ class Intake:
                 consumer.close()
                 self._report_commits(consumer)
             finally:
+                self._consumer = self.identity = None
                 if self._mine:
                     # A consumer that failed for good closes without a word about what it had.
                     self.lost(list(self._mine))
@@ -198,11 +212,16 @@ class Intake:
         self._hold_all(consumer, not self._wait_for_room(consumer))
         self.polled_at = time.monotonic()
         batches = consumer.poll(BATCH, URGENT_POLL_S if self.urgent else POLL_S)
+        self._identify()
         if batches:
             if failpoint.ACTIVE:
                 failpoint.hit("after_poll")
             self._hand_over(batches)
         self._report_commits(consumer)
+
+    def _identify(self) -> None:
+        if self._identifies and self._consumer is not None:
+            self.identity = self._consumer.identity()
 
     def _hold_all(self, consumer: Consumer, stalled: bool) -> None:
         """Pauses everything while the loop takes nothing: polling must go on, or the group puts us out."""
@@ -246,8 +265,10 @@ class Intake:
         if results:
             self._tell(self._member.committed, results)
 
-    def _carry_out(self, consumer: Consumer, order: _Pause | _Resume | _Commit) -> None:
+    def _carry_out(self, consumer: Consumer, order: _Pause | _Resume | _Commit | _Rewind) -> None:
         match order:
+            case _Rewind(why):
+                raise BrokerError(why, code=REBALANCE_FAILED, retriable=False)
             case _Commit(offsets):
                 consumer.commit(offsets)
             case _Pause(partition) if partition in self._mine:
@@ -271,6 +292,7 @@ class Intake:
     def revoked(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Committed]:
         self._mine.difference_update(partitions)
         self._held.difference_update(partitions)
+        self._identify()  # the last transaction of what is taken away is made under this generation
 
         async def revoked() -> Mapping[TopicPartition, Committed]:
             offsets = await self._member.revoked(partitions)
@@ -282,6 +304,7 @@ class Intake:
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         self._mine.difference_update(partitions)
         self._held.difference_update(partitions)
+        self.identity = None
 
         async def lost() -> None:
             await self._member.lost(partitions)
@@ -299,7 +322,7 @@ class Intake:
         for order in orders:
             if isinstance(order, _Commit):
                 self._orders.append(_Commit({p: o for p, o in order.offsets.items() if p not in gone}))
-            elif order.partition not in gone:
+            elif isinstance(order, _Rewind) or order.partition not in gone:
                 self._orders.append(order)
 
     # ---- between the threads --------------------------------------------------------------------------------------

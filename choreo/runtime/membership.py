@@ -72,6 +72,7 @@ class Membership:
         self._counters.rebalances += 1
         starts: dict[TopicPartition, Start] = {p: found.offset for p, found in committed.items() if found is not None}
         topic_ids = await self._worker.history.topic_ids({p.topic for p in committed})
+        self._need_topic_ids(committed, topic_ids)
         maps = self._maps({p: found for p, found in committed.items() if found is not None}, topic_ids, starts)
         await self._drop_what_the_logs_have_lost(maps)
         if self._plan.accept_lost_offsets:
@@ -95,6 +96,17 @@ class Membership:
         _log.info("assigned %s", ", ".join(map(str, sorted(starts))))
         self._worker.replays.assigned(partitions)
         return starts
+
+    def _need_topic_ids(self, partitions: Iterable[TopicPartition], topic_ids: Mapping[str, bytes]) -> None:
+        """With transactions, what is finished above the committed offset has to stand beside it; and it is of one topic, not of any of
+        that name."""
+        missing = sorted({p.topic for p in partitions if p.topic not in topic_ids})
+        if self._worker.atomic is not None and missing:
+            raise BrokerError(
+                f"effects=kafka: the brokers have no topic id for {', '.join(missing)}: it takes Kafka 2.8 or newer",
+                code="UNSUPPORTED_VERSION",
+                retriable=False,
+            )
 
     def _maps(
         self, committed: Mapping[TopicPartition, Committed], topic_ids: Mapping[str, bytes], starts: dict[TopicPartition, Start]
@@ -201,7 +213,7 @@ class Membership:
         starts.update(ends)
         if ends:
             # "latest" is now, not at the next crash: pin it before anything is read.
-            self._worker.intake.commit({p: Committed(end) for p, end in ends.items()})
+            self._worker.pin({p: Committed(end) for p, end in ends.items()})
         return starts
 
     def _by_policy(self, partition: TopicPartition) -> Start:
@@ -235,11 +247,16 @@ class Membership:
         stopped = self._engine.stop(partitions)
         self._worker.commits.give_up(stopped)
         self._worker.feeding.forget(partitions)
-        await self.drain(stopped, min(asyncio.get_running_loop().time() + self._plan.revoke_s, self._worker.stop_by))
+        deadline = min(asyncio.get_running_loop().time() + self._plan.revoke_s, self._worker.stop_by)
+        await self.drain(stopped, deadline)
+        atomic = self._worker.atomic
+        if atomic is not None and self._worker.may_commit:
+            await atomic.last(stopped, deadline)
         commits = self._engine.forget(stopped)
         self._worker.replays.forget(stopped)
         _log.info("revoked %s", ", ".join(map(str, sorted(partitions))))
-        return commits if self._worker.may_commit else {}
+        # With transactions nothing is committed beside them.
+        return commits if self._worker.may_commit and atomic is None else {}
 
     async def lost(self, partitions: Sequence[TopicPartition]) -> None:
         self._counters.rebalances += 1
@@ -247,6 +264,12 @@ class Membership:
         self._forget(partitions, stopped)
         self._worker.cut_short(stopped)
         _log.warning("lost %s: another member has them; what ran here may run there again", ", ".join(map(str, sorted(partitions))))
+
+    def drop_all(self) -> None:
+        """Forgets all that is ours, without a commit: it is about to be read again."""
+        stopped = self._engine.stop(list(self._engine.partitions))
+        self._forget([state.id for state in stopped], stopped)
+        self._worker.cut_short(stopped)
 
     def _forget(self, partitions: Sequence[TopicPartition], stopped: Sequence[Partition]) -> None:
         """Without a commit."""

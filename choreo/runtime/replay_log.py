@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from choreo.broker import Broker, LogReader
-from choreo.core.partition import LIVE, Partition
+from choreo.core.partition import LIVE, Delivery, Partition
 from choreo.errors import BrokerError, DecodeError
 from choreo.letter import LetterState, Place, Request, Result, read_replay, source_of, state_partition
 from choreo.record import Record, TopicPartition
@@ -33,7 +33,8 @@ CLOSE_S = 2.0
 class Running(msgspec.Struct, eq=False):
     """One request under way: its letter's state, and what of it has not ended (a letter of handler ``*`` may be several).
 
-    `state` None: the letter is being fetched. `answering`: it has ended, and what became of it is being written.
+    `state` None: the letter is being fetched. `answering`: it has ended, and what became of it is being written. `closed_by`: what became of
+    it is in the transaction of this delivery.
     """
 
     request: Request
@@ -44,6 +45,7 @@ class Running(msgspec.Struct, eq=False):
     result: Result = "already-done"
     error: str = ""
     answering: bool = False
+    closed_by: Delivery | None = None
 
 
 class Barrier(NamedTuple):

@@ -36,7 +36,7 @@ from choreo.letter import (
     source_of,
     source_record,
 )
-from choreo.record import Record, TopicPartition
+from choreo.record import Outgoing, Record, TopicPartition
 from choreo.runtime.history import LetterKey
 from choreo.runtime.replay_log import Barrier, Follower, Running, letter_of
 
@@ -205,6 +205,17 @@ class Replays:
 
     # ---- ending -------------------------------------------------------------------------------------------------------
 
+    def closing(self, delivery: Delivery) -> list[Outgoing]:
+        """What is written in one transaction with the success of a delivery, where that is the last that its request waits for: the
+        letter's state and the outcome."""
+        running = self._by_delivery.get(delivery)
+        if running is None or running.state is None or running.left != 1 or running.result == "failed-again":
+            return []
+        running.closed_by = delivery
+        attempts = max(running.attempts, delivery.attempts)
+        resolved = msgspec.structs.replace(running.state, state="resolved", run=running.request.run, attempts=attempts)
+        return [self._worker.letters.resolved(resolved), replay_record(self._topic, _outcome(running, "resolved", attempts, ""))]
+
     def ended(self, delivery: Delivery, *, duplicate: bool, letter: LetterState | None) -> None:
         """A replayed delivery settled: by success, as a duplicate, or as a letter once more."""
         running = self._by_delivery.pop(delivery, None)
@@ -225,6 +236,10 @@ class Replays:
             self._finish(running, "failed-again", running.error)
             return
         running.answering = True
+        if running.closed_by is delivery and letter is None:
+            _tell(running, running.result, "")
+            self._written(running, None)
+            return
         resolved = msgspec.structs.replace(running.state, state="resolved", run=running.request.run, attempts=running.attempts)
         self._worker.letters.write_state(resolved, running.partition, lambda _: self._finish(running, running.result, running.error))
 
@@ -234,17 +249,8 @@ class Replays:
         if failpoint.ACTIVE:
             failpoint.hit("after_replay_request")
         running.answering = True
-        request = running.request
-        outcome = ReplayOutcome(
-            run=request.run,
-            handler=request.handler,
-            event_id=request.event_id,
-            result=result,
-            attempts=running.attempts,
-            error=error[:MAX_ERROR_CHARS],
-            at=datetime.now(UTC),
-        )
-        _log.info("run %s: %s of %s: %s%s", request.run, request.event_id, request.handler, result, f": {error}" if error else "")
+        outcome = _outcome(running, result, running.attempts, error)
+        _tell(running, result, error)
         self._worker.sends.send((replay_record(self._topic, outcome),), lambda problem, _: self._written(running, problem))
 
     def _written(self, running: Running, problem: BrokerError | None) -> None:
@@ -263,3 +269,21 @@ class Replays:
             self._begin((name,))
         else:
             self._waiting.pop(name, None)
+
+
+def _outcome(running: Running, result: Result, attempts: int, error: str) -> ReplayOutcome:
+    request = running.request
+    return ReplayOutcome(
+        run=request.run,
+        handler=request.handler,
+        event_id=request.event_id,
+        result=result,
+        attempts=attempts,
+        error=error[:MAX_ERROR_CHARS],
+        at=datetime.now(UTC),
+    )
+
+
+def _tell(running: Running, result: Result, error: str) -> None:
+    request = running.request
+    _log.info("run %s: %s of %s: %s%s", request.run, request.event_id, request.handler, result, f": {error}" if error else "")

@@ -1,7 +1,7 @@
 """One process's worker: everything a service does with what Kafka gives it. `turn` is the middle of it.
 
 poll (intake.py) -> decode (reading.py) -> claim, handle (delivery.py) -> emit (sends.py) -> claim -> settle (core/engine.py)
--> commit (intake.py). The engine decides, this file acts. Everything here runs on one event loop; the intake thread, the
+-> commit (intake.py). With effects `kafka`, emit and commit are one, and come before settle (atomic.py). The engine decides, this file acts. Everything here runs on one event loop; the intake thread, the
 store's thread and the handlers' threads each meet it at a queue.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,7 +18,7 @@ from math import inf
 from typing import Any, Literal
 
 from choreo import failpoint
-from choreo.broker import Broker
+from choreo.broker import Broker, Part
 from choreo.codec import Codec
 from choreo.core.engine import Engine
 from choreo.core.partition import BURSTS, BURSTS_ON_THREADS, LOOP, THREADS, Delivery, Partition, Route
@@ -32,6 +32,8 @@ from choreo.errors import (
 )
 from choreo.handler import HandlerSpec
 from choreo.letter import LetterState
+from choreo.record import Committed, Outgoing, TopicPartition
+from choreo.runtime.atomic import Atomic
 from choreo.runtime.bursts import Bursts
 from choreo.runtime.claims import Claims
 from choreo.runtime.commits import Commits
@@ -95,6 +97,10 @@ class Plan:
     claims_retention_s: float = inf
     relays: bool = False
     """Whether it publishes the outbox of its store."""
+    transactional_id: str = ""
+    """Its transactions' id, where effects are `kafka`."""
+    own_transactional_id: bool = False
+    """Whether a user chose that: another process may have it, too."""
     tracing: Any = field(default=None, repr=False)
 
 
@@ -131,7 +137,10 @@ class Worker:
         self.membership = Membership(self)
         self.failures = Failures(self, Asides(plan.threads).run)
         self.on_threads = OnThreads(self, self._claims)
-        self.intake = Intake(lambda: broker.consumer(plan.group), self.reader.topics, self.membership)
+        self.intake = Intake(
+            lambda: broker.consumer(plan.group), self.reader.topics, self.membership, identifies=bool(plan.transactional_id)
+        )
+        self.atomic = self._made_atomic()
         self.commits = Commits(self)
         self.bursts = self._made_bursts()
         self.relay = self._made_relay()
@@ -164,15 +173,27 @@ class Worker:
             return
         if self._claims is not None:
             self.run_beside(self._claims.cleaning(self.plan.claims_retention_s).run())
+        if self.atomic is not None:
+            await self.atomic.open()
         await self.history.open(known={name for spec in self.plan.specs for name in (spec.name, *spec.aliases)})
-        self._letters = DeadLetters(self.plan.service, self.plan.version, self.sends, self.plan.names, self.history.state_partitions)
+        self._letters = DeadLetters(
+            self.plan.service, self.plan.version, self.sends, self.plan.names, self.history.state_partitions, self.atomic
+        )
         for slot in self._slots:
             slot.task = self.spawn(self.turn(slot))
+        if self.atomic is not None:
+            self.run_beside(self.atomic.run())
         self.run_beside(self.feeding.run())
         self.run_beside(self._tick())
         self.run_beside(self.membership.watch_topics())
         self.replays.start()
         self.intake.start()
+
+    def _made_atomic(self) -> Atomic | None:
+        if not self.plan.transactional_id:
+            return None
+        transactor = self.broker.transactor(self.plan.transactional_id)
+        return Atomic(self, transactor, shared_id=self.plan.own_transactional_id)
 
     def _made_bursts(self) -> dict[int, Bursts]:
         claims = self._claims
@@ -224,6 +245,8 @@ class Worker:
             clean = await self.intake.join(deadline + self.plan.revoke_s - self._loop.time()) and clean
             await self.membership.marked()
         await self.replays.close()
+        if self.atomic is not None:
+            await self.atomic.close(max(1.0, deadline - self._loop.time()))
         if self.relay is not None:
             await self.relay.close()
         self._end()
@@ -278,7 +301,7 @@ class Worker:
             slot.delivery = None
             if slot.cut is not None or (slot.task is not None and slot.task.cancelling()):
                 await slot.forget_cut()
-            if outcome is DONE:
+            if outcome is DONE and self.atomic is None:
                 self.succeeded(delivery)
             elif outcome is not None:
                 self.conclude(delivery, outcome)
@@ -307,9 +330,11 @@ class Worker:
         match outcome:
             case Emitted(records):
                 self.counters.emitted += len(records)
-                self.sends.send(records, lambda error, _: self._acknowledged(delivery, error))
-            case Done():
+                self.write(delivery, records, lambda error: self._acknowledged(delivery, error))
+            case Done() if self.atomic is None:
                 self.succeeded(delivery)
+            case Done():
+                self.write(delivery, (), lambda error: self._acknowledged(delivery, error))
             case Duplicate():
                 self.counters.duplicates += 1
                 self.settle(delivery, duplicate=True)
@@ -317,6 +342,14 @@ class Worker:
                 pass
             case Failed(error):
                 self.failures.failed(delivery, error)
+
+    def write(self, delivery: Delivery, records: Sequence[Outgoing], then: Callable[[BrokerError | None], None]) -> None:
+        """What it emits: `then(None)` when that is acknowledged, `then(error)` when it never can be. With transactions its end, and what
+        became of its replay, are a part of it."""
+        if self.atomic is None:
+            self.sends.send(records, lambda error, _: then(error))
+        else:
+            self.atomic.write(delivery, Part((*records, *self.replays.closing(delivery))), then)
 
     def _acknowledged(self, delivery: Delivery, error: BrokerError | None) -> None:
         if error is not None:
@@ -372,6 +405,20 @@ class Worker:
             return Failed(HandlerTimeoutError(f"cancelled after timeout_s={spec.timeout_s:g}"))
         self.release(delivery)
         return None
+
+    def commit(self, offsets: Mapping[TopicPartition, Committed]) -> None:
+        """Offsets, and what stands beside them, to be committed soon."""
+        if self.atomic is None:
+            self.intake.commit(offsets)
+        else:
+            self.atomic.want(offsets)  # as they are then: what is under way now knows more than what we were given
+
+    def pin(self, offsets: Mapping[TopicPartition, Committed]) -> None:
+        """Where partitions begin that are being assigned, though nothing of them was handed out."""
+        if self.atomic is None:
+            self.intake.commit(offsets)
+        else:
+            self.atomic.want(offsets, not_begun_too=True)
 
     def release(self, delivery: Delivery, *, after_s: float = 0.0) -> None:
         """It was cut short by us, or never began: neither failed nor counted; it runs again, `after_s` seconds from now."""

@@ -32,6 +32,9 @@ class Counters:
     bursts_lost: int = 0
     relayed: int = 0
     set_aside: int = 0
+    transactions: int = 0
+    aborted: int = 0
+    rewinds: int = 0
     commits: int = 0
     commit_errors: int = 0
     rebalances: int = 0

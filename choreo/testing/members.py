@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 
-from choreo.broker import Broker, CommitResult, Consumer, Edge, LogReader, Producer, Report, Start
+from choreo.broker import Broker, CommitResult, Consumer, Edge, LogReader, Producer, Report, Start, Transactor
 from choreo.record import Committed, Outgoing, Record, TopicPartition
 
 DEADLINE_S = 30.0
@@ -153,6 +153,12 @@ class Clients:
         producer = self.broker.producer()
         self._close.append(lambda: producer.close(self.deadline_s))
         return producer
+
+    def transactor(self, transactional_id: str) -> Transactor:
+        """One that was not opened yet."""
+        transactor = self.broker.transactor(transactional_id)
+        self._close.append(transactor.close)
+        return transactor
 
     def reader(self) -> LogReader:
         reader = self.broker.reader()

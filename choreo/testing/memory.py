@@ -1,7 +1,8 @@
 """Kafka for tests, in memory: topics, groups that rebalance, committed offsets, and faults on demand. No network, no waiting.
 
-It passes the suite that real Kafka passes (choreo/testing/conformance.py), so what a test sees here it sees there. What
-it leaves out: brokers and replicas, transactions, retention by itself (`trim` does it), ACLs, compaction.
+It passes the suites that real Kafka passes (choreo/testing/conformance.py, transactor_conformance.py), so what a test sees here it
+sees there. What it leaves out: brokers and replicas, retention by itself (`trim` does it), ACLs, compaction, the time after which
+Kafka aborts a transaction that is still open.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
+from typing import Literal
 
 from choreo.broker import TopicInfo
 from choreo.errors import BrokerError
@@ -16,7 +18,8 @@ from choreo.record import Committed, Outgoing, Record, TopicPartition
 from choreo.testing.memory_consumer import MemoryConsumer, MemoryReader
 from choreo.testing.memory_log import TopicLog
 from choreo.testing.memory_producer import MemoryProducer
-from choreo.testing.memory_state import MemoryState, unknown_topic
+from choreo.testing.memory_state import BadEnd, MemoryState, unknown_topic
+from choreo.testing.memory_transactor import MemoryTransactor
 
 
 class MemoryBroker:
@@ -47,6 +50,9 @@ class MemoryBroker:
 
     def producer(self) -> MemoryProducer:
         return MemoryProducer(self._state)
+
+    def transactor(self, transactional_id: str) -> MemoryTransactor:
+        return MemoryTransactor(self._state, transactional_id)
 
     def reader(self) -> MemoryReader:
         return MemoryReader(self._state)
@@ -142,6 +148,46 @@ class MemoryBroker:
         error = BrokerError(f"group {group}: {code}, as the test asked", code=code, retriable=retriable, fatal=fatal)
         with self._state.changed:
             self._state.add_fault("poll", group, error, times)
+
+    def fail_transactions(
+        self,
+        code: str,
+        times: int = 1,
+        *,
+        outcome: Literal["aborted", "unknown"] = "aborted",
+        committed: bool = False,
+        retriable: bool = True,
+    ) -> None:
+        """The next `times` transactions end in this error, whoever runs them. With the outcome `unknown` a transactor has to be opened
+        again; `committed`: all of it counts nevertheless, if Kafka would take it at all."""
+        if committed and outcome == "aborted":
+            raise ValueError("a transaction that was aborted is not committed; say outcome='unknown'")
+        error = BrokerError(f"transaction: {code}, as the test asked", code=code, retriable=retriable)
+        with self._state.changed:
+            self._state.bad_ends.extend([BadEnd(error, outcome, committed)] * times)
+
+    def hold_transactions(self) -> None:
+        """Transactions wait, when their records are written and their offsets not sent, until `release_transactions`. Nobody reads past
+        those records meanwhile."""
+        with self._state.changed:
+            self._state.hold_transactions = True
+
+    def held_transactions(self) -> int:
+        """How many wait so."""
+        with self._state.changed:
+            return self._state.held_transactions
+
+    def release_transactions(self) -> None:
+        """What was held goes on: the group is asked now whether it knows the member."""
+        with self._state.changed:
+            self._state.hold_transactions = False
+            self._state.changed.notify_all()
+
+    def fail_opens(self, code: str, times: int = 1, *, retriable: bool = True) -> None:
+        """The next `times` calls of a transactor's `open` raise this error."""
+        error = BrokerError(f"opening a transactor: {code}, as the test asked", code=code, retriable=retriable)
+        with self._state.changed:
+            self._state.add_fault("open", "", error, times)
 
     def lose(self, consumer: MemoryConsumer) -> None:
         """Throws a member out of its group, as a session timeout does: others may take its partitions at once; its commits

@@ -229,6 +229,10 @@ class MemoryConsumer:
         results, self._results = self._results, []
         return results
 
+    def identity(self) -> bytes | None:
+        with self._state.changed:
+            return self._group.identity(self._member)
+
     def close(self) -> None:
         if self._closed:
             return
@@ -265,7 +269,7 @@ class MemoryReader:
 
     def ends(self, topic: str) -> Mapping[TopicPartition, tuple[int, int]]:
         with self._state.changed:
-            return {log.partition: (log.first, log.end) for log in self._state.topic(topic).logs}
+            return {log.partition: (log.first, log.stable) for log in self._state.topic(topic).logs}
 
     def assign(self, starts: Mapping[TopicPartition, int]) -> None:
         with self._state.changed:

@@ -15,21 +15,31 @@ MAX_METADATA_CHARS = 4095
 
 
 class Group:
-    """One group. `committed` outlives its members; it only rises, through `commit`."""
+    """One group. `committed` outlives its members; it only rises, but for transactions, which aren't checked.
+
+    The generation rises with each rebalance, also when a partition was given back. A member is of it at once, behind its own back,
+    unless it still owns what it shall give back: then only when it has done so, as with KIP-848 (with the classic protocol at once). So
+    an identity that was taken within `revoked` is good until that returns."""
 
     def __init__(self) -> None:
         self.committed: dict[TopicPartition, Committed] = {}
         self._topics: dict[int, tuple[str, ...]] = {}
         self._owners: dict[TopicPartition, int] = {}
         self._targets: dict[TopicPartition, int] = {}
+        self._generation = 0
+        self._generations: dict[int, int] = {}
+        """Of each member that was told of an assignment."""
+        self._members_changed = False
 
     def join(self, member: int, topics: Sequence[str]) -> None:
         """A new member, or other topics for one that is there. `rebalance` says who gets what."""
         self._topics[member] = tuple(topics)
+        self._members_changed = True
 
     def leave(self, member: int) -> list[TopicPartition]:
         """It is gone, and owns nothing any more; what it did own."""
-        self._topics.pop(member, None)
+        self._members_changed |= self._topics.pop(member, None) is not None
+        self._generations.pop(member, None)
         owned = self.owned(member)
         self.release(member, owned)
         return owned
@@ -39,7 +49,7 @@ class Group:
 
     def rebalance(self, partitions_of: Mapping[str, int]) -> None:
         """Decides anew who shall own what, given each topic's number of partitions. Owners keep what they may keep."""
-        self._targets = {}
+        before, self._targets = self._targets, {}
         load = dict.fromkeys(self._topics, 0)
         for topic in sorted({topic for topics in self._topics.values() for topic in topics}):
             eligible = [member for member, topics in self._topics.items() if topic in topics]
@@ -47,6 +57,30 @@ class Group:
             for partition, member in self._shared_out(partitions, eligible, load):
                 self._targets[partition] = member
                 load[member] += 1
+        if self._members_changed or self._targets != before:
+            self._members_changed = False
+            self._next_generation()
+
+    def _next_generation(self) -> None:
+        self._generation += 1
+        for member in self._generations:
+            self._keep_up(member)
+
+    def _keep_up(self, member: int) -> None:
+        if self.has(member) and not self.to_release(member):
+            self._generations[member] = self._generation
+
+    def identity(self, member: int) -> bytes | None:
+        """Who it is just now; None before it took its first assignment, and when it is gone."""
+        generation = self._generations.get(member)
+        return None if generation is None else f"{member}/{generation}".encode()
+
+    def refusal(self, identity: bytes) -> str | None:
+        """Why offsets of a transaction aren't taken from it: an error code. None: they are."""
+        member = identity.partition(b"/")[0]
+        if not member.isdigit() or not self.has(int(member)):
+            return "UNKNOWN_MEMBER_ID"
+        return None if identity == self.identity(int(member)) else "ILLEGAL_GENERATION"
 
     def _shared_out(
         self, partitions: Sequence[TopicPartition], eligible: Sequence[int], load: Mapping[int, int]
@@ -85,12 +119,15 @@ class Group:
 
     def take(self, member: int, partitions: Iterable[TopicPartition]) -> None:
         self._owners.update(dict.fromkeys(partitions, member))
+        self._keep_up(member)
 
     def release(self, member: int, partitions: Iterable[TopicPartition]) -> None:
         """Gives back what the member still owns of them."""
-        for partition in partitions:
-            if self.owns(member, partition):
-                del self._owners[partition]
+        owned = [partition for partition in partitions if self.owns(member, partition)]
+        for partition in owned:
+            del self._owners[partition]
+        if owned:
+            self._next_generation()
 
     def commit(
         self, member: int, offsets: Mapping[TopicPartition, Committed]

@@ -11,10 +11,10 @@ from typing import Literal, TypeAlias
 from choreo.errors import BrokerError
 from choreo.record import Outgoing, Record, TopicPartition
 from choreo.testing.memory_group import Group
-from choreo.testing.memory_log import PartitionLog, TopicLog
+from choreo.testing.memory_log import PartitionLog, TopicLog, Undecided
 from choreo.testing.murmur2 import partition_of
 
-FaultKind: TypeAlias = Literal["send", "commit", "poll"]
+FaultKind: TypeAlias = Literal["send", "commit", "poll", "open"]
 # What Kafka counts beside key, value and headers: the batch's and the record's own overhead.
 _OVERHEAD_BYTES = 70
 
@@ -25,6 +25,15 @@ class _Fault:
     left: int
 
 
+@dataclass(frozen=True, slots=True)
+class BadEnd:
+    """How a test wants a transaction to end; `committed`: whether it counts all the same."""
+
+    error: BrokerError
+    outcome: Literal["aborted", "unknown"]
+    committed: bool
+
+
 class MemoryState:
     """Owned by MemoryBroker. Everything is read and written with `changed` held; `changed` is notified after every change."""
 
@@ -33,6 +42,13 @@ class MemoryState:
         self.topics: dict[str, TopicLog] = {}
         self.groups: dict[str, Group] = {}
         self.held_topics: set[str] = set()
+        self.undecided: dict[str, Undecided] = {}
+        """The transaction that is open, by transactional id."""
+        self.openings: dict[str, int] = {}
+        """How often a transactional id was opened: only who did so last may use it."""
+        self.bad_ends: deque[BadEnd] = deque()
+        self.hold_transactions = False
+        self.held_transactions = 0
         self.queue_records = queue_records
         self._max_message_bytes = max_message_bytes
         self._clock = clock
@@ -72,9 +88,12 @@ class MemoryState:
 
     def append(self, log: PartitionLog, record: Outgoing, timestamp_ms: int | None = None) -> Record:
         """Writes it and wakes whoever waits for it."""
-        written = log.append(record, int(self._clock() * 1000) if timestamp_ms is None else timestamp_ms)
+        written = log.append(record, self.now_ms() if timestamp_ms is None else timestamp_ms)
         self.changed.notify_all()
         return written
+
+    def now_ms(self) -> int:
+        return int(self._clock() * 1000)
 
     def group(self, name: str) -> Group:
         return self.groups.setdefault(name, Group())
@@ -104,7 +123,9 @@ class MemoryState:
 
     def clear_faults(self) -> None:
         self._faults.clear()
+        self.bad_ends.clear()
         self.held_topics.clear()
+        self.hold_transactions = False
         self.changed.notify_all()
 
 

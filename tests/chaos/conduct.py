@@ -23,7 +23,7 @@ class Conduct:
 
     `ledger`: where each call and each effect is written down; None: nowhere. Without `calls`, only the effects: the
     ledger's lock must not be held by a process that is stopped on another thread. `attempts`: where the attempt of each effect is,
-    if there is a ledger. `store`: the claims' file or PostgreSQL's address; None: effects are `offsets`. `transaction`: the handler
+    if there is a ledger. `store`: the claims' file or PostgreSQL's address; None: effects are `offsets`, or `kafka` if `atomic`. `transaction`: the handler
     writes its effects into the store's database, in its transaction, and the ledger has only the calls. `emits`: each event causes a child on the
     topic ``notes``. `on_thread`: the handler is a plain `def`. `work_s`: how long each handler works before its effect.
     Events of the keys in `held` wait before their effect until the file `gate` is there; those in `stubborn` too, and won't
@@ -37,6 +37,7 @@ class Conduct:
     calls: bool = True
     attempts: str = ""
     store: str | None = None
+    atomic: bool = False
     transaction: Literal["", "sqlite3", "psycopg", "psycopg-async"] = ""
     gate: str = ""
     killed: str = ""

@@ -44,14 +44,18 @@ class Kind:
     name: str
     store: Literal["", "sqlite", "postgres"]
     transaction: Literal["", "sqlite3", "psycopg", "psycopg-async"] = ""
+    atomic: bool = False
+    """Whether emits and offsets commit together: then no child is there twice, whatever happens."""
 
     def conduct(self, scene: Scene) -> Conduct:
         made = replace(scene.conduct(), emits=True, transaction=self.transaction)
-        return made if self.store else replace(made, store=None)
+        return made if self.store else replace(made, store=None, atomic=self.atomic)
 
     @property
     def points(self) -> tuple[str, ...]:
         """Where its walk can be broken."""
+        if self.atomic:
+            return ("after_poll", "before_handler", "after_handler", "before_kafka_tx", "in_kafka_tx", "after_kafka_commit")
         around = ("after_poll", "before_handler", "after_handler", "after_store_offsets", "after_commit")
         if self.transaction:
             return (*around, "before_store_tx", "in_store_tx", "after_store_commit", "after_outbox_commit", "after_outbox_ack")
@@ -65,6 +69,7 @@ KINDS = (
     Kind("transaction, sqlite3", "sqlite", "sqlite3"),
     Kind("transaction, psycopg", "postgres", "psycopg"),
     Kind("transaction, psycopg async", "postgres", "psycopg-async"),
+    Kind("kafka", "", atomic=True),
 )
 
 
@@ -203,7 +208,8 @@ def concluded(
     handled = [event for event in produced if event.outcome == "ok"]
     ids = {event.event_id for event in handled}
     # A child may be on the topic twice, with one id, where its acknowledgement was not known: what consumes it drops the second.
-    scene.require_children(handled, again=ids if kind.transaction or zombies else {event_id for _, event_id in again})
+    twice = ids if kind.transaction or zombies else {event_id for _, event_id in again}
+    scene.require_children(handled, again=() if kind.atomic else twice)
     return cell
 
 

@@ -20,11 +20,13 @@ CELLS = [
     pytest.param(kind, point, GROUP_PROTOCOLS[number % 2], id=f"{kind.name}-{point}")
     for number, (kind, point) in enumerate((kind, point) for kind in KINDS for point in kind.points)
 ]
-QUICK = [pytest.param(kind, "in_store_tx" if kind.store else "before_handler", id=kind.name) for kind in KINDS]
+QUICK = [
+    pytest.param(kind, "in_store_tx" if kind.store else "in_kafka_tx" if kind.atomic else "before_handler", id=kind.name) for kind in KINDS
+]
 ZOMBIES = [
     pytest.param(kind, point, id=f"{kind.name}-{point}")
     for kind in KINDS
-    for point in (("before_handler", "in_store_tx") if kind.transaction else ("before_handler",))
+    for point in ("before_handler", *(("in_store_tx",) if kind.transaction else ()), *(("in_kafka_tx",) if kind.atomic else ()))
 ]
 
 

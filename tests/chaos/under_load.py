@@ -9,8 +9,10 @@ from dataclasses import replace
 from itertools import pairwise
 
 from choreo.record import TopicPartition
+from tests.chaos.conduct import HANDLER
 from tests.chaos.scene import END_S, PATIENT_SESSION_MS, Scene
 from tests.support.commits import CommitWatch
+from tests.support.facts import Admitted
 from tests.support.history import Effect, Produced
 from tests.support.process import WorkerProcess
 from tests.support.producer import Load
@@ -46,30 +48,42 @@ class Busy:
         return max(after.at_s - before.at_s for rows in effects.values() for before, after in pairwise(rows))
 
 
-def end(services: Sequence[Busy], *, sends_timed_out: bool = False) -> None:
+def end(services: Sequence[Busy], *, sends_timed_out: bool = False, atomic: bool = False) -> None:
     """All brokers are back: stops the loads, waits until all is handled, stops the workers, and requires every promise.
 
-    `sends_timed_out`: an emit whose outcome nobody knows is written again, with the same id.
+    `sends_timed_out`: an emit whose outcome nobody knows is written again, with the same id. `atomic`: effects are `kafka`; then it never
+    is, though a handler may be called again.
     """
     for service in services:
         service.produced = service.load.stop()
     for service in services:
         # They catch up at the same time; the first may take all of it, the others have it then, too.
         service.scene.kafka.wait_for_no_lag(service.scene.group, [service.scene.orders], deadline_s=CATCH_UP_S)
-    reports = [service.scene.settle(service.produced, service.worker, commits=service.commits) for service in services]
+    reports = [
+        service.scene.settle(
+            service.produced, service.worker, commits=service.commits, admitted=called_again(service.scene) if atomic else None
+        )
+        for service in services
+    ]
     for service, report in zip(services, reports, strict=True):
         report.require()
         handled = [event for event in service.produced if event.outcome == "ok"]
         service.scene.require_children(handled, again={event.event_id for event in handled} if sends_timed_out else ())
 
 
+def called_again(scene: Scene) -> Admitted:
+    """Whatever was called may be called again: that is outside of Kafka's transactions."""
+    return Admitted(doubles=frozenset((HANDLER, event_id) for event_id in scene.called_ids()), rewinds_per_lane=None)
+
+
 @contextmanager
-def under_load(scenes: Sequence[Scene], *, seed: int) -> Iterator[list[Busy]]:
-    """Each with a worker that is at work already."""
+def under_load(scenes: Sequence[Scene], *, seed: int, atomic: bool = False, failpoint: str | None = None) -> Iterator[list[Busy]]:
+    """Each with a worker that is at work already; `atomic`: its effects are `kafka`."""
     with ExitStack() as stack:
         busy = []
         for scene in scenes:
-            worker = scene.worker(conduct=replace(scene.conduct(), emits=True)).start()
+            conduct = replace(scene.conduct(), emits=True, atomic=atomic, store=None if atomic else str(scene.store))
+            worker = scene.worker(conduct=conduct, failpoint=failpoint).start()
             commits = stack.enter_context(scene.watch_commits())
             load = stack.enter_context(Load(scene.kafka, scene.orders, keys=KEYS, rate_per_s=RATE_PER_S, seed=seed))
             busy.append(Busy(scene, worker, load, commits))

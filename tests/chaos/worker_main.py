@@ -207,7 +207,7 @@ def payments() -> Service:
         publishes=[Noted],
         store=_store(conduct.store),
         resources=[kept] if conduct.forking else [],
-        settings=ServiceSettings(effects="offsets" if conduct.store is None else None),
+        settings=ServiceSettings(effects=None if conduct.store is not None else "kafka" if conduct.atomic else "offsets"),
     )
     kept.service = service
     return service

@@ -15,11 +15,17 @@ NOT_SETTINGS = ("CHOREO_SEED", "CHOREO_FULL", "CHOREO_KAFKA_PORT")
 
 
 @pytest.fixture
-def ground(kafka: KafkaAccess, names: Names, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
+def effects() -> str:
+    """Those of services without a store; a module whose tests hold for `kafka`, too, asks for both (BOTH_EFFECTS)."""
+    return "offsets"
+
+
+@pytest.fixture
+def ground(kafka: KafkaAccess, names: Names, monkeypatch: pytest.MonkeyPatch, effects: str) -> Iterator[Ground]:
     """The topics of the service `payments`, of this test alone."""
     for variable in NOT_SETTINGS:
         monkeypatch.delenv(variable, raising=False)
-    made = Ground(kafka, names)
+    made = Ground(kafka, names, effects=effects)
     yield made
     made.delete()
 

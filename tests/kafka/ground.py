@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, Message, Producer
 from confluent_kafka import TopicPartition as ClientPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -51,6 +52,8 @@ from tests.support.waiting import wait_for
 T = TypeVar("T")
 
 SERVICE = "payments"
+BOTH_EFFECTS = pytest.mark.parametrize("effects", ["offsets", "kafka"])
+"""For a whole module: what its tests say holds with transactions, too."""
 CATCH_UP_S = 30.0
 LOOK_AGAIN_S = 0.01
 MAX_SENT_BYTES = 20_000_000
@@ -77,13 +80,14 @@ class Letter(NamedTuple):
 class Ground:
     """Owns the topics of the service `payments`: choreo's own, as ``choreo topics apply`` makes them, and those a test asks for.
 
-    Logical names get the test's own prefix, and so does the group. `protocol` is the group's, `kafka` the cluster as the test
-    sees it.
+    Logical names get the test's own prefix, and so does the group. `protocol` is the group's, `effects` are the service's where it
+    has no store, `kafka` is the cluster as the test sees it.
     """
 
-    def __init__(self, kafka: KafkaAccess, names: Names, protocol: str = "auto") -> None:
+    def __init__(self, kafka: KafkaAccess, names: Names, protocol: str = "auto", effects: str = "offsets") -> None:
         self.kafka = kafka
         self.protocol = protocol
+        self.effects = effects
         self.prefix = f"{names.prefix}."
         self.group = self.prefix + SERVICE
         self.dlq, self.letters, self.replays = (self.prefix + topic(SERVICE) for topic in (dlq_topic, letters_topic, replay_topic))
@@ -169,13 +173,15 @@ class Ground:
     def service(
         self, *handlers: Handler[Any, Any], store: Store | None = None, properties: Mapping[str, Any] | None = None, **settings: Any
     ) -> Service:
-        """The service `payments` on these topics; its effects are `offsets` unless it has a store."""
+        """The service `payments` on these topics; its effects are `effects` unless it has a store."""
         kafka = KafkaSettings(
             bootstrap=self.kafka.bootstrap,
             properties={**self.kafka.security, **(properties or {})},
             group_protocol=self.protocol,  # type: ignore[arg-type]
         )
-        effects = {} if store is not None else {"effects": "offsets"}
+        effects = {} if store is not None else {"effects": self.effects}
+        if {**effects, **settings}.get("effects") == "kafka":
+            settings.setdefault("transactional_id", f"{self.group}-one")
         chosen = ServiceSettings(**{"kafka": kafka, "topic_prefix": self.prefix, **effects, **settings})
         return Service(SERVICE, handlers=handlers, store=store, settings=chosen)
 

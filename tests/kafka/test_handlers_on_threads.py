@@ -9,10 +9,10 @@ import threading
 import pytest
 
 from choreo import Context, Envelope, Handler, MemoryStore, RetryPolicy
-from tests.kafka.ground import Ground, Sent, becomes
+from tests.kafka.ground import BOTH_EFFECTS, Ground, Sent, becomes
 from tests.kafka.shop import QUICK, Paid, Placed, placed
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, BOTH_EFFECTS]
 
 THREADS = 4
 

@@ -10,10 +10,10 @@ import pytest
 
 from choreo import Context, Envelope, Handler, MemoryStore, RetryPolicy, SqliteStore
 from choreo.store import Store
-from tests.kafka.ground import Ground, Sent
+from tests.kafka.ground import BOTH_EFFECTS, Ground, Sent
 from tests.kafka.shop import Paid, Placed, placed
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, BOTH_EFFECTS]
 
 EVENTS = 2000
 KEYS = 50

@@ -6,10 +6,10 @@ import pytest
 
 from choreo import MemoryStore
 from choreo.envelope import plain_id
-from tests.kafka.ground import Ground, Sent
+from tests.kafka.ground import BOTH_EFFECTS, Ground, Sent
 from tests.kafka.shop import Book, Paid, Pay, fails, placed
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, BOTH_EFFECTS]
 
 
 async def test_an_event_without_headers_has_an_id_and_a_flow_of_its_own(ground: Ground) -> None:

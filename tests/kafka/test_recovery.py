@@ -7,10 +7,10 @@ import threading
 import pytest
 
 from choreo import Context, Emit, Emits, Envelope, Failure, Handler, MemoryStore, PermanentError
-from tests.kafka.ground import Ground, Sent
+from tests.kafka.ground import BOTH_EFFECTS, Ground, Sent
 from tests.kafka.shop import QUICK, Paid, Placed, envelope, placed
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, BOTH_EFFECTS]
 
 
 class Refund(Handler[Placed]):

@@ -8,10 +8,10 @@ from msgspec.structs import replace
 from choreo import Context, Envelope, Event, Handler, MemoryStore
 from choreo.envelope import child_id
 from choreo.letter import ReplayOutcome, Request, state_record
-from tests.kafka.ground import Ground, Sent
+from tests.kafka.ground import BOTH_EFFECTS, Ground, Sent
 from tests.kafka.shop import Book, Paid, Pay, Placed, envelope, placed
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, BOTH_EFFECTS]
 
 HEADERS = [("choreo-id", b"e-1"), ("choreo-correlation-id", b"flow-1")]
 

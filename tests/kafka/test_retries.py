@@ -9,10 +9,10 @@ import time
 import pytest
 
 from choreo import Context, Envelope, Handler, PermanentError, RetryPolicy, TransientError
-from tests.kafka.ground import Ground, Sent
+from tests.kafka.ground import BOTH_EFFECTS, Ground, Sent
 from tests.kafka.shop import Book, Placed, fails, placed
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, BOTH_EFFECTS]
 
 
 class Fails(Handler[Placed]):

@@ -37,6 +37,7 @@ class WorkerProcess:
         environment: Mapping[str, str] | None = None,
         failpoint: str | None = None,
         ready: str = READY,
+        cwd: Path = ROOT,
     ) -> None:
         self.command = [sys.executable, *([str(script)] if isinstance(script, Path) else script), *arguments]
         self.log = log
@@ -44,6 +45,7 @@ class WorkerProcess:
         self.lives = 0
         self._environment = dict(environment or {})
         self._ready = ready
+        self._cwd = cwd
         self._process: subprocess.Popen[bytes] | None = None
         self._exit_code: int | None = None
         self._log_start = 0
@@ -66,7 +68,13 @@ class WorkerProcess:
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, process_group=0
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=self._cwd,
+                process_group=0,
             )
         self._exit_code = None
         self.lives += 1

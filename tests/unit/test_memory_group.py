@@ -108,6 +108,54 @@ def test_the_text_beside_an_offset_may_change_and_goes_with_it() -> None:
     assert seen == [Committed(3, "a"), Committed(3, "b"), Committed(3, "b"), Committed(4)]
 
 
+def test_the_generation_rises_behind_the_back_of_who_has_nothing_to_give_back() -> None:
+    group = Group()
+    group.join(A, ["orders"])
+    group.rebalance({"orders": 1})
+    settle(group, A)
+    before = group.identity(A)
+    assert before is not None
+
+    group.join(B, ["orders"])
+    group.rebalance({"orders": 1})
+
+    assert group.refusal(before) == "ILLEGAL_GENERATION"
+    assert group.refusal(group.identity(A) or b"") is None
+    assert group.identity(B) is None
+    group.take(B, [])
+    assert group.refusal(group.identity(B) or b"") is None
+
+
+def test_who_has_to_give_back_is_of_its_generation_until_it_did() -> None:
+    group = Group()
+    group.join(A, ["orders"])
+    group.rebalance({"orders": 2})
+    settle(group, A)
+    before = group.identity(A)
+    assert before is not None
+
+    for another in (B, C):
+        group.join(another, ["orders"])
+        group.rebalance({"orders": 2})
+        assert (group.identity(A), group.refusal(before)) == (before, None)
+    group.release(A, group.to_release(A))
+
+    assert group.refusal(before) == "ILLEGAL_GENERATION"
+    assert group.refusal(group.identity(A) or b"") is None
+
+
+def test_the_generation_stays_where_nothing_changes() -> None:
+    group = Group()
+    group.join(A, ["orders"])
+    group.rebalance({"orders": 2})
+    settle(group, A)
+    before = group.identity(A)
+
+    group.rebalance({"orders": 2, "payments": 1})
+
+    assert group.identity(A) == before
+
+
 class GroupMachine(RuleBasedStateMachine):
     """Members join, leave and follow the group one step at a time, in any order; topics grow; everybody commits."""
 
@@ -173,6 +221,13 @@ class GroupMachine(RuleBasedStateMachine):
     def owners_are_members_that_asked_for_the_topic(self) -> None:
         for member, topics in self.members.items():
             assert {partition.topic for partition in self.group.owned(member)} <= set(topics)
+
+    @invariant()
+    def who_is_there_and_owns_something_is_known_by_what_it_says_of_itself(self) -> None:
+        for member in self.members:
+            identity = self.group.identity(member)
+            assert identity is not None or not self.group.owned(member)
+            assert identity is None or self.group.refusal(identity) is None
 
     @invariant()
     def committed_offsets_only_rise(self) -> None:

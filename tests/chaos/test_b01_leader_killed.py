@@ -15,9 +15,10 @@ SILENCE_S = 15.0
 
 
 @pytest.mark.timeout(300)
-def test_nothing_is_lost_order_is_kept_and_the_silence_is_short(scenes3: list[Scene], kafka3: KafkaCluster) -> None:
+@pytest.mark.parametrize("atomic", [False, True], ids=["claims", "kafka"])
+def test_nothing_is_lost_order_is_kept_and_the_silence_is_short(scenes3: list[Scene], kafka3: KafkaCluster, atomic: bool) -> None:
     kafka = kafka3.access()
-    with under_load(scenes3, seed=seed_of_run()) as services:
+    with under_load(scenes3, seed=seed_of_run(), atomic=atomic) as services:
         leader = kafka.leader(scenes3[0].orders, 0)
 
         kafka3.kill(leader)
@@ -25,7 +26,7 @@ def test_nothing_is_lost_order_is_kept_and_the_silence_is_short(scenes3: list[Sc
         for service in services:
             service.wait_for_more(BEFORE)
         kafka3.start(leader)
-        end(services)
+        end(services, atomic=atomic)
 
     silences_s = [service.longest_silence_s() for service in services]
     print("longest silence of a partition:", ", ".join(f"{silence_s:.1f} s" for silence_s in silences_s))

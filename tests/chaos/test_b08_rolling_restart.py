@@ -12,9 +12,10 @@ pytestmark = [pytest.mark.kafka, pytest.mark.chaos, pytest.mark.long]
 
 
 @pytest.mark.timeout(300)
-def test_nothing_is_lost_and_nothing_done_twice(scenes3: list[Scene], kafka3: KafkaCluster) -> None:
-    with under_load(scenes3, seed=seed_of_run()) as services:
+@pytest.mark.parametrize("atomic", [False, True], ids=["claims", "kafka"])
+def test_nothing_is_lost_and_nothing_done_twice(scenes3: list[Scene], kafka3: KafkaCluster, atomic: bool) -> None:
+    with under_load(scenes3, seed=seed_of_run(), atomic=atomic) as services:
         kafka3.rolling_restart()
-        end(services)
+        end(services, atomic=atomic)
 
     assert [service.worker.lives for service in services] == [1, 1]

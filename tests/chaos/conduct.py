@@ -29,7 +29,8 @@ class Conduct:
     Events of the keys in `held` wait before their effect until the file `gate` is there; those in `stubborn` too, and won't
     be cancelled. The first one of the keys in `killing` kills its process before its effect, and the file `killed` keeps
     the others from it. Those in `failing` fail for good, those in `shaky` each time, to be tried again `again_s` seconds
-    later, those in `forking` try choreo's clients in a forked child. Events whose ids are in `ending` end their process
+    later, those in `forking` try choreo's clients in a forked child; the first one of those in `locking` holds the interpreter's lock for
+    `locked_s` before its effect. Events whose ids are in `ending` end their process
     whenever they begin, by `ended_by`.
     """
 
@@ -52,6 +53,8 @@ class Conduct:
     shaky: tuple[str, ...] = ()
     again_s: float = 0.05
     forking: tuple[str, ...] = ()
+    locking: tuple[str, ...] = ()
+    locked_s: float = 0.0
     ending: tuple[str, ...] = ()
     ended_by: Literal["SIGKILL", "abort"] = "SIGKILL"
 

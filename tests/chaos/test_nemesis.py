@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.scene import Scene, full, seed_of_run
-from tests.chaos.under_load import CATCH_UP_S, KEYS, RATE_PER_S
+from tests.chaos.under_load import CATCH_UP_S, KEYS, RATE_PER_S, called_again
 from tests.support.facts import Admitted
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.nemesis import Fault, Nemesis, kill_broker, kill_worker, restart_broker, stop_worker, terminate_worker
@@ -30,9 +30,10 @@ ZOMBIE_S = (1.0, 20.0) if full() else (1.0, 6.0)
 class Victims:
     """Two members of a service, and what their faults may do twice: effects without a claim, and calls under way, at that moment."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, *, atomic: bool) -> None:
         self.scene = scene
-        self.members = [scene.worker(name, replace(scene.conduct(), emits=True)) for name in ("a", "b")]
+        conduct = replace(scene.conduct(), emits=True, atomic=atomic, store=None if atomic else str(scene.store))
+        self.members = [scene.worker(name, conduct) for name in ("a", "b")]
         self.again: set[tuple[str, str]] = set()
 
     def faults(self) -> list[Fault]:
@@ -62,11 +63,12 @@ class Victims:
 
 
 @pytest.mark.timeout(2 * DURATION_S + 300)
+@pytest.mark.parametrize("atomic", [False, True], ids=["claims", "kafka"])
 def test_nothing_is_lost_or_out_of_order_and_only_what_was_under_way_is_done_twice(
-    scenes3: list[Scene], kafka3: KafkaCluster, tmp_path: Path
+    scenes3: list[Scene], kafka3: KafkaCluster, tmp_path: Path, atomic: bool
 ) -> None:
     seed = seed_of_run()
-    services = [Victims(scene) for scene in scenes3]
+    services = [Victims(scene, atomic=atomic) for scene in scenes3]
     faults = [fault for service in services for fault in service.faults()]
     faults += [fault(kafka3, node) for node in kafka3.node_ids for fault in (kill_broker, restart_broker)]
 
@@ -80,14 +82,14 @@ def test_nothing_is_lost_or_out_of_order_and_only_what_was_under_way_is_done_twi
             report = service.scene.settle(
                 events,
                 *service.members,
-                admitted=Admitted(doubles=frozenset(service.again), rewinds_per_lane=kills),
+                admitted=called_again(service.scene) if atomic else Admitted(doubles=frozenset(service.again), rewinds_per_lane=kills),
                 healed_at_s=nemesis.healed_at_s,
                 deadline_s=2 * CATCH_UP_S,
             )
             report.require()
             emitted = [event for event in events if event.outcome == "ok"]
-            # An emit whose outcome nobody knew, for its broker was killed, is written again, with the same id.
-            service.scene.require_children(emitted, again={event.event_id for event in emitted})
+            # An emit whose outcome nobody knew, for its broker was killed, is written again, with the same id; but for transactions.
+            service.scene.require_children(emitted, again=() if atomic else {event.event_id for event in emitted})
 
     print(f"{len(nemesis.plan)} faults, seed {seed}; may be doubled: {[len(service.again) for service in services]}")
     assert len(nemesis.plan) >= DURATION_S / 4

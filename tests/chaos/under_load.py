@@ -68,7 +68,8 @@ def end(services: Sequence[Busy], *, sends_timed_out: bool = False, atomic: bool
     for service, report in zip(services, reports, strict=True):
         report.require()
         handled = [event for event in service.produced if event.outcome == "ok"]
-        service.scene.require_children(handled, again={event.event_id for event in handled} if sends_timed_out else ())
+        twice = {event.event_id for event in handled} if sends_timed_out and not atomic else ()
+        service.scene.require_children(handled, again=twice)
 
 
 def called_again(scene: Scene) -> Admitted:

@@ -7,6 +7,7 @@ Also a module for ``choreo run tests.chaos.worker_main:payments``.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import logging
 import os
@@ -71,6 +72,7 @@ class _Booking:
         self._kept = kept
         self._ledger = None if conduct.ledger is None else EffectsLedger(Path(conduct.ledger))
         self._attempts = AttemptsFile(Path(conduct.attempts))
+        self._has_locked = False
 
     def call(self, context: Context[Any]) -> AbstractContextManager[None]:
         return nullcontext() if self._ledger is None or not self.conduct.calls else self._ledger.call(HANDLER, context.event_id)
@@ -106,6 +108,9 @@ class _Booking:
         if event.key in self.conduct.killing and not Path(self.conduct.killed).exists():
             Path(self.conduct.killed).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if event.key in self.conduct.locking and not self._has_locked:
+            self._has_locked = True
+            ctypes.PyDLL(None).usleep(int(self.conduct.locked_s * 1e6))  # a PyDLL's calls keep the lock
         if event.key in self.conduct.failing:
             raise PermanentError(f"{event.key} is to fail")
         if event.key in self.conduct.shaky:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from confluent_kafka import Producer
 
-from choreo import Context, Envelope, Handler, RetryPolicy, TransientError
+from choreo import BrokerError, Context, Envelope, Handler, RetryPolicy, TransientError
 from choreo.core.offset_map import MAX_CHARS, Begun, OffsetMap, handler_number, write_map
 from choreo.record import TopicPartition
 from tests.kafka.conftest import NOT_SETTINGS
@@ -150,6 +150,18 @@ async def test_a_broker_that_takes_little_beside_an_offset_gets_the_offset_all_t
 
     assert [text.partition(":")[0] for text in said(caplog)] == [f"{ground.topic('orders')}[0]"]
     assert there(ground) == ({0: (1, 0, None)} if "bare" in request.node.name else {})
+
+
+async def test_transactions_that_need_more_room_beside_an_offset_end_the_service_with_what_to_do(close_ground: Ground) -> None:
+    ground, hold = close_ground, Hold()
+    ground.make(orders=1)
+    ground.put("orders", Sent(placed("held"), b"held"), *(Sent(placed(f"o-{number}"), b"o-%d" % number) for number in range(FAILING)))
+
+    with pytest.raises(BrokerError, match=r"OFFSET_METADATA_TOO_LARGE.*raise the broker's offset.metadata.max.bytes to 4096"):
+        async with ground.service(hold, concurrency=1000, drain_s=0.2, effects="kafka").worker() as worker:
+            await becomes(lambda: worker.failure.done() and worker.failure.result(), "it ends", worker=worker)
+
+    assert (ground.committed("orders") or 0) == 0
 
 
 @pytest.mark.parametrize("close_broker", [100], ids=["bare"], indirect=True)

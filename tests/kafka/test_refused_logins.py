@@ -101,6 +101,30 @@ async def test_a_user_who_may_not_join_the_group_is_told_the_group_and_the_right
     assert str(error).endswith("the user needs READ on the consumer group")
 
 
+async def test_a_user_who_may_not_use_transactions_is_told_the_right(kafka_sasl: KafkaCluster, locked: Ground) -> None:
+    allow(kafka_sasl, locked, "READ topic", "WRITE topic", "READ group")
+
+    began_s = time.monotonic()
+    with pytest.raises(BrokerError) as refused:
+        async with locked.service(Book(), kafka=as_payments(kafka_sasl), effects="kafka", start_deadline_s=DEADLINE_S).worker():
+            pass
+
+    assert refused.value.code == "TRANSACTIONAL_ID_AUTHORIZATION_FAILED"
+    assert str(refused.value).startswith(f"transactional.id {locked.group}-one: beginning: TRANSACTIONAL_ID_AUTHORIZATION_FAILED: ")
+    assert str(refused.value).endswith("the user needs WRITE and DESCRIBE on the transactional id")
+    assert time.monotonic() - began_s < SOON_S
+
+
+async def test_a_user_with_the_rights_it_needs_and_no_others_makes_transactions(kafka_sasl: KafkaCluster, locked: Ground) -> None:
+    allow(kafka_sasl, locked, "READ topic", "WRITE topic", "READ group", "WRITE transactional_id", "DESCRIBE transactional_id")
+    locked.put("orders", Sent(placed()), Sent(b"?"))
+    pay = Pay(lambda placed, context: Paid(order_id=placed.order_id))
+
+    worker = await locked.run(locked.service(pay, kafka=as_payments(kafka_sasl), effects="kafka"))
+
+    assert (len(locked.records("paid")), len(locked.dead()), worker.counters.dead_lettered) == (1, 1, 1)
+
+
 async def test_a_user_with_the_rights_it_needs_and_no_others_is_served(kafka_sasl: KafkaCluster, locked: Ground) -> None:
     allow(kafka_sasl, locked, "READ topic", "WRITE topic", "READ group")
     locked.put("orders", Sent(placed()), Sent(b"?"))

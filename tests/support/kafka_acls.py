@@ -30,13 +30,23 @@ class Permissions:
     def __init__(self, access: KafkaAccess) -> None:
         self._admin: AdminClient = access.admin
 
-    def allow(self, user: str, operation: str, *, topic: str = "", group: str = "", prefixed: bool = False) -> AclBinding:
-        """Lets `user` do `operation` (``READ``, ``WRITE``, ``DESCRIBE``, ...) on a topic or a group, or on the cluster when
-        neither is named. Returns the ACL, for `disallow`."""
-        resource = ResourceType.TOPIC if topic else ResourceType.GROUP if group else ResourceType.BROKER
+    def allow(
+        self, user: str, operation: str, *, topic: str = "", group: str = "", transactional_id: str = "", prefixed: bool = False
+    ) -> AclBinding:
+        """Lets `user` do `operation` (``READ``, ``WRITE``, ``DESCRIBE``, ...) on a topic, a group or a transactional id, or on the
+        cluster when none is named. Returns the ACL, for `disallow`."""
+        resource = (
+            ResourceType.TOPIC
+            if topic
+            else ResourceType.GROUP
+            if group
+            else ResourceType.TRANSACTIONAL_ID
+            if transactional_id
+            else ResourceType.BROKER
+        )
         pattern = ResourcePatternType.PREFIXED if prefixed else ResourcePatternType.LITERAL
         principal = f"User:{user}"
-        name = topic or group or "kafka-cluster"
+        name = topic or group or transactional_id or "kafka-cluster"
         acl = AclBinding(resource, name, pattern, principal, "*", AclOperation[operation], AclPermissionType.ALLOW)
         for made in self._admin.create_acls([acl], request_timeout=REQUEST_S).values():
             made.result(REQUEST_S * 2)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.chaos.matrix import MORE_THAN_KILLS
 from tests.chaos.scene import END_S, Scene, full, seed_of_run
 from tests.support.facts import Admitted
 from tests.support.process import WorkerProcess
@@ -24,7 +25,7 @@ WORK_S = 0.005
 @pytest.mark.timeout(15 * KILLS)
 def test_no_event_is_lost_and_no_keys_order_is_broken(scene: Scene) -> None:
     chance = random.Random(seed := seed_of_run())
-    members = [scene.worker(name, replace(scene.conduct(), emits=True, work_s=WORK_S)) for name in ("a", "b")]
+    members = [scene.worker(name, replace(scene.conduct(), emits=True, work_s=WORK_S, max_attempts=MORE_THAN_KILLS)) for name in ("a", "b")]
     for member in members:
         member.start()
     cut_short = 0

@@ -88,8 +88,13 @@ class KafkaAccess:
         return [] if found.error is not None else [TopicPartition(topic, number) for number in sorted(found.partitions)]
 
     def leader(self, topic: str, partition: int = 0) -> int:
-        """The node that leads a partition; -1 for none."""
-        return int(self.admin.list_topics(topic, timeout=REQUEST_S).topics[topic].partitions[partition].leader)
+        """The node that leads a partition; -1 for none, and while nobody answers."""
+        try:
+            return int(self.admin.list_topics(topic, timeout=REQUEST_S).topics[topic].partitions[partition].leader)
+        except KafkaException as error:
+            if error.args[0].code() not in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
+                raise
+            return -1
 
     def coordinator(self, group: str) -> int:
         """The node that coordinates a group."""

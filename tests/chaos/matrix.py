@@ -28,7 +28,7 @@ from tests.support.producer import Load
 from tests.support.waiting import wait_for
 
 KEYS = 16
-MORE_THAN_KILLS = 50
+MORE_THAN_KILLS = 20
 """Attempts. An event that is begun alone each time, and killed, is dead-lettered after fewer; W22 is about that."""
 RATE_PER_S = 120.0
 CLAIMED_WITHIN_S = 1.0

@@ -19,8 +19,8 @@ demo: $(DEMO_STAMP)  ## four services, 200 orders, planned faults, letters, a re
 test: $(DEV_STAMP)  ## the tests but the longest; those on real Kafka start their own
 	$(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist loadgroup -m "not long" --durations=15
 
-chaos: $(DEV_STAMP)  ## all that kill, stop and starve real processes and brokers, the long ones too; about fifteen minutes
-	$(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist loadgroup -m chaos --durations=15
+chaos: $(DEV_STAMP)  ## all that kill, stop and starve real processes and brokers, the long ones too; prints the crash matrix
+	$(BIN)/python -m pytest -q -p no:cacheprovider -n 4 --dist loadgroup -m chaos --durations=15
 
 check: lint types layers  ## style, types, layers
 

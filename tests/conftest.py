@@ -33,11 +33,17 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those on Kafka run in two of them: each starts its own brokers, and mostly waits."""
-    for item in items:
-        if item.get_closest_marker("kafka") or BROKERS & set(getattr(item, "fixturenames", ())):
-            beside = "conformance" in item.path.parts or item.path.stem == "test_matrix"
-            item.add_marker(pytest.mark.xdist_group("beside" if beside else "kafka"))
+    """Where tests run in several processes, those on Kafka run in a few of them: each starts its own brokers, and mostly waits."""
+    for number, item in enumerate(items):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if item.get_closest_marker("kafka") or BROKERS & fixtures:
+            if item.path.stem == "test_matrix":
+                group = f"matrix {number % 2}"
+            elif "kafka3_of_session" in fixtures:
+                group = "kafka3"
+            else:
+                group = "conformance" if "conformance" in item.path.parts else "kafka"
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(wrapper=True)

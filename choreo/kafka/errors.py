@@ -56,8 +56,16 @@ _ADVICE = {
     "CLUSTER_AUTHORIZATION_FAILED": "the user needs IDEMPOTENT_WRITE or the operation's right on the cluster",
     "TRANSACTIONAL_ID_AUTHORIZATION_FAILED": "the user needs WRITE and DESCRIBE on the transactional id",
     "MSG_SIZE_TOO_LARGE": "raise the topic's max.message.bytes or send less",
+    "GROUP_ID_NOT_FOUND": "it has members of the other group protocol, which the brokers don't let be beside one another "
+    "(group.consumer.migration.policy): end those first, or set group_protocol",
     "FENCED_INSTANCE_ID": "another member has the same group.instance.id; give each its own",
     "UNRELEASED_INSTANCE_ID": "another member has the same group.instance.id; give each its own",
+}
+
+# What a client that has failed for good says of it: in words only, its code is _FATAL. Those that matter.
+_REASONS = {
+    name: str(KafkaError(getattr(KafkaError, name)).str())
+    for name in ("FENCED_INSTANCE_ID", "UNRELEASED_INSTANCE_ID", "GROUP_ID_NOT_FOUND")
 }
 
 
@@ -82,7 +90,9 @@ def broker_error(error: KafkaError | KafkaException, what: str) -> BrokerError:
     if not isinstance(inner, KafkaError):
         return BrokerError(f"{what}: {error}")
     code = inner.name()
+    if code == "_FATAL":
+        code = next((name for name, text in _REASONS.items() if text in str(inner.str())), code)
     advice = _ADVICE.get(code)
     text = f"{what}: {code}: {inner.str()}" + (f"; {advice}" if advice else "")
-    fatal = bool(inner.fatal()) or code == "_FATAL"
+    fatal = bool(inner.fatal()) or inner.code() == KafkaError._FATAL
     return BrokerError(text, code=code, retriable=not fatal and code not in _FINAL, fatal=fatal)

@@ -41,6 +41,9 @@ WELL_S = 60.0
 FINAL = frozenset({"_AUTO_OFFSET_RESET", "FENCED_INSTANCE_ID", "UNRELEASED_INSTANCE_ID", "LOST_OFFSETS"})
 """Errors that a new consumer would meet again: the worker stops and says what to do."""
 
+PASSES = frozenset({REBALANCE_FAILED, "GROUP_ID_NOT_FOUND"})
+"""Errors that go away, also for who was never let in: a group whose members speak the other protocol (W19) when those have gone."""
+
 
 class _Pause(NamedTuple):
     partition: TopicPartition
@@ -206,7 +209,7 @@ class Intake:
         # What went well before and is refused now (an ACL, a fatal client) may go well again; what never did is a mistake.
         if error.code == "TOPIC_AUTHORIZATION_FAILED" and not self._handed:
             return False
-        return error.code == REBALANCE_FAILED or (self._was_assigned and error.code not in FINAL)
+        return error.code in PASSES or (self._was_assigned and error.code not in FINAL)
 
     def _turn(self, consumer: Consumer) -> None:
         self._hold_all(consumer, not self._wait_for_room(consumer))

@@ -124,7 +124,7 @@ def test_t4_a_member_that_joins_and_leaves_under_load_leaves_each_event_with_one
             comes.sigterm()
             assert comes.wait(END_S) == 0, comes.output()[-4000:]
         produced = load.stop()
-        report = scene.settle(produced, stays, commits=commits)
+        report = scene.settle(produced, stays, commits=commits, admitted=called_again(scene))
 
     report.require()
     require_one_child_each(scene, list(produced))

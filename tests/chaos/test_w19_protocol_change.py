@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.scene import END_S, Scene, seed_of_run
+from tests.chaos.under_load import called_again
 from tests.support.kafka_access import KafkaAccess
 from tests.support.names import Names
 from tests.support.process import WorkerProcess
@@ -30,7 +31,8 @@ def test_nothing_is_lost_or_done_twice(kafka: KafkaAccess, names: Names, tmp_pat
         for protocol in ("consumer", "classic"):
             members = [_replaced(scene, member, scene.worker(member.log.stem, conduct, protocol=protocol)) for member in members]
         produced = load.stop()
-        report = scene.settle(produced, *members, commits=commits)
+        # A member that leaves just when it is given partitions is out before it is asked (librdkafka): its last transaction is refused.
+        report = scene.settle(produced, *members, commits=commits, admitted=called_again(scene) if atomic else None)
 
     report.require()
     scene.require_children([event for event in produced if event.outcome == "ok"])

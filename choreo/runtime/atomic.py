@@ -67,9 +67,12 @@ class Atomic:
         self._aside = Asides(1)
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Item] = deque()
-        self._hindered: dict[_Item, asyncio.TimerHandle] = {}
-        self._wanted: dict[TopicPartition, bool] = {}
-        """Partitions of which something is to be committed, though no delivery brings it; whether also if nothing was handed out."""
+        self._timers: set[asyncio.TimerHandle] = set()
+        """Of what can't be written now."""
+        self._wanted: set[TopicPartition] = set()
+        """Partitions of which something is to be committed, though no delivery brings it."""
+        self._pinned: set[TopicPartition] = set()
+        """Those of which it is to be committed also if nothing was handed out; until it is."""
         self._under_way: frozenset[TopicPartition] = frozenset()
         self._something = asyncio.Event()
         self._ended = asyncio.Event()
@@ -92,8 +95,9 @@ class Atomic:
 
     def want(self, partitions: Iterable[TopicPartition], *, not_begun_too: bool = False) -> None:
         """Something else of these is to be said: an offset without deliveries, or that this run has begun."""
-        for partition in partitions:
-            self._wanted[partition] = not_begun_too or self._wanted.get(partition, False)
+        self._wanted.update(partitions)
+        if not_begun_too:
+            self._pinned.update(partitions)
         self._something.set()
 
     async def last(self, partitions: Collection[Partition], deadline: float) -> bool:
@@ -104,15 +108,15 @@ class Atomic:
             partition.guard.ended_well()
         ids = {partition.id for partition in partitions if partition.begun}
         self.want(ids)
-        while (left_s := deadline - self._loop.time()) > 0 and not ids.isdisjoint(self._wanted.keys() | self._under_way):
+        while (left_s := deadline - self._loop.time()) > 0 and not ids.isdisjoint(self._wanted | self._under_way):
             self._ended.clear()
             try:
                 await asyncio.wait_for(self._ended.wait(), min(0.05, left_s))
             except TimeoutError:
                 continue
-        done = ids.isdisjoint(self._wanted.keys() | self._under_way)
-        for gone in ids:
-            self._wanted.pop(gone, None)
+        done = ids.isdisjoint(self._wanted | self._under_way)
+        self._wanted -= ids
+        self._pinned.difference_update(partition.id for partition in partitions)
         return done
 
     # ---- the walk of a transaction ----------------------------------------------------------------------------------
@@ -164,7 +168,7 @@ class Atomic:
     def _with_offsets(
         self, items: list[_Item], by_partition: dict[Partition, list[_Item]]
     ) -> tuple[list[_Item], dict[TopicPartition, Committed]]:
-        wanted, self._wanted = self._wanted, {}
+        wanted, self._wanted = self._wanted, set()
         for where in wanted:
             partition = self._worker.engine.partitions.get(where)
             if partition is not None:
@@ -175,11 +179,11 @@ class Atomic:
         for partition, mine in by_partition.items():
             if text > MOST_TEXT:
                 left_over.add(partition)
-                self.want([partition.id], not_begun_too=wanted.get(partition.id, False))
+                self.want([partition.id])
                 continue
             # A replay holds no offset back. But what it emits is refused with the offset, should the partition have another owner.
             live = [item.delivery for item in mine if item.delivery.run is None]
-            committed = partition.take_with(live, not_begun_too=wanted.get(partition.id, False) or len(live) < len(mine))
+            committed = partition.take_with(live, not_begun_too=partition.id in self._pinned or len(live) < len(mine))
             if committed is not None:
                 offsets[partition.id] = committed
                 text += len(committed.metadata)
@@ -196,6 +200,7 @@ class Atomic:
             self.troubled = None
             self._told.clear()
         self._worker.counters.transactions += 1
+        self._pinned.difference_update(offsets)
         if offsets:
             self._worker.membership.committed([CommitResult(offsets, None)])
         for item in items:
@@ -234,11 +239,12 @@ class Atomic:
             _log.warning("%s: %s; its key waits, trying again every %.1f to %.0f s", handler, problem, AGAIN_FIRST_S, AGAIN_MOST_S)
 
         def again() -> None:
-            del self._hindered[item]
+            self._timers.discard(timer)
             self._waiting.append(item)
             self._something.set()
 
-        self._hindered[item] = self._loop.call_later(delay_s, again)
+        timer = self._loop.call_later(delay_s, again)
+        self._timers.add(timer)
 
     async def _troubled(self, error: Exception) -> None:
         code = error.code if isinstance(error, BrokerError) else ""
@@ -269,15 +275,12 @@ class Atomic:
         self._worker.failed(error)
 
     def _drop_all(self, items: Sequence[_Item] = ()) -> None:
-        """Forgets all that is ours, without a commit: it is about to be read again, here or elsewhere."""
+        """Forgets all that is ours, without a commit: it is about to be read again, here or elsewhere. What waits goes when its turn comes."""
         self._worker.membership.drop_all()
-        for item in (*items, *self._waiting, *self._hindered):
+        for item in items:
             self._worker.settle(item.delivery)  # it came too late to count
-        self._waiting.clear()
-        for timer in self._hindered.values():
-            timer.cancel()
-        self._hindered.clear()
         self._wanted.clear()
+        self._pinned.clear()
 
     async def _rewind(self, items: Sequence[_Item], error: BrokerError | None) -> None:
         """Nobody knows whether it was committed: everything is read again from what Kafka has."""
@@ -310,7 +313,7 @@ class Atomic:
     async def close(self, timeout_s: float) -> None:
         """Ends the transactor; one that does not answer is left to its own end."""
         self._closed = True
-        for timer in self._hindered.values():
+        for timer in self._timers:
             timer.cancel()
         try:
             await asyncio.wait_for(self._aside.run(self._transactor.close), timeout_s)

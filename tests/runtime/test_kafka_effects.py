@@ -6,6 +6,7 @@ What counts are the children on the topic: one for each event that was handled.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any
 import orjson
 import pytest
 
-from choreo.broker import METADATA_TOO_LARGE
+from choreo.broker import METADATA_TOO_LARGE, Ended, Work
 from choreo.core.offset_map import OffsetMap, read_map
 from choreo.core.retry import RetryPolicy
 from choreo.envelope import Envelope
@@ -27,7 +28,22 @@ from choreo.service import Service
 from choreo.settings import ServiceSettings
 from choreo.testing import MemoryBroker
 from choreo.testing.memory_consumer import MemoryConsumer
-from tests.runtime.shop import ONCE, P0, SHOP, Book, Paid, Placed, Refused, becomes, committed, has_failed, numbered, place, shop_broker
+from tests.runtime.shop import (
+    DEADLINE_S,
+    ONCE,
+    P0,
+    SHOP,
+    Book,
+    Paid,
+    Placed,
+    Refused,
+    becomes,
+    committed,
+    has_failed,
+    numbered,
+    place,
+    shop_broker,
+)
 
 ID = "shop-1"
 
@@ -307,23 +323,33 @@ async def test_a_member_that_is_lost_in_the_middle_leaves_nothing_twice() -> Non
     assert children(broker) == dict.fromkeys([*numbered(20), "warm"], 1)
 
 
-async def test_a_replay_of_a_member_that_is_lost_in_the_middle_is_done_by_its_heir_alone() -> None:
-    broker, pay, other = shop_broker(), Pay(failing={"bad"}), Pay()
+async def test_a_replay_of_a_member_that_stood_still_meanwhile_is_done_by_its_heir_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker, pay, other, goes_on = shop_broker(), Pay(failing={"bad"}), Pay(), threading.Event()
     place(broker, "bad")
     async with shop(broker, pay).worker() as worker:
         await becomes(lambda: committed(broker) == 1, "the letter is committed", worker)
         pay.failing.clear()
-        broker.hold_transactions()
+        assert worker.atomic is not None
+        transactor = worker.atomic._transactor
+        run, begun, ended = transactor.run, list[Work](), list[Ended]()
+
+        def stands_still(work: Work) -> Ended:
+            begun.append(work)
+            goes_on.wait(DEADLINE_S)
+            ended.append(run(work))
+            return ended[-1]
+
+        monkeypatch.setattr(transactor, "run", stands_still)
         ask(broker, states(broker)[0])
-        await becomes(lambda: len(pay.calls) == 2 and broker.held_transactions(), "the replay's transaction is under way", worker)
+        await becomes(lambda: len(pay.calls) == 2 and begun, "it has run the letter again", worker)
         (consumer,) = broker.consumers(SHOP)
         broker.kill(consumer)
         async with shop(broker, other, transactional_id="shop-2").worker() as second:
-            await becomes(lambda: second.engine.partitions, "it has an heir", second)
-            broker.release_transactions()
-            await becomes(lambda: outcomes(broker), "it is answered", second)
-            await asyncio.sleep(0.1)
+            await becomes(lambda: outcomes(broker), "its heir has answered", second)
+            goes_on.set()
+            await becomes(lambda: ended, "it goes on", second)
 
+    assert ended[0].outcome == "aborted"
     assert children(broker) == {"bad": 1}
     assert [state.state for state in states(broker)] == ["open", "resolved"]
     assert outcomes(broker) == ["resolved"]

@@ -216,12 +216,14 @@ class KafkaSettings:
         return {**_COMMON, **_PRODUCER, **theirs, "bootstrap.servers": self.bootstrap}
 
     def transactor(self, transactional_id: str) -> dict[str, Any]:
-        """For the transactional producer with this id. What it sends has its transaction's time to arrive, and no more."""
+        """For the transactional producer with this id. What it sends has less time to arrive than its transaction has to end: who is
+        fenced is not told any more which record did not."""
         theirs = {k: v for k, v in self.properties.items() if k in TRANSACTIONS_ONLY | {"retry.backoff.ms"}}
         made = {**self.producer(), **_TRANSACTIONS, **theirs, "transactional.id": transactional_id}
-        for name in ("delivery.timeout.ms", "message.timeout.ms"):
+        most_ms = int(made["transaction.timeout.ms"]) * 6 // 10
+        for name in ("delivery.timeout.ms", "message.timeout.ms", "topic.metadata.propagation.max.ms"):
             if name in made:
-                made[name] = min(int(made[name]), int(made["transaction.timeout.ms"]))
+                made[name] = min(int(made[name]), most_ms)
         return made
 
 

@@ -222,7 +222,7 @@ class KafkaTransactor:
         problem = None if error is None else _problem(error, f"transactional.id {self._id}")
         if error is not None and (not isinstance(inner, KafkaError) or inner.fatal() or not (inner.txn_requires_abort() or not asked)):
             self._end_client()
-            return Ended("unknown" if asked else "aborted", problem)
+            return Ended("unknown" if asked else "aborted", problem, dict(written.refused), dict(written.hindered))
         try:
             _patiently(lambda: client.abort_transaction(CALL_S), STEP_S)
         except _FAILED as failure:

@@ -223,7 +223,9 @@ class Atomic:
             self._wait(items[number], problem)
         for number, problem in ended.refused.items():
             items[number].then(problem)
-        if ended.hindered:
+        if isinstance(error, BrokerError) and error.code == FENCED:
+            await self._troubled(error)
+        elif ended.hindered:
             # Perhaps a record of it is still on its way, and would be taken for one of the next transaction (KIP-890).
             await self._open_again()
         elif not ended.refused:

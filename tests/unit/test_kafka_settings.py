@@ -197,3 +197,12 @@ def test_no_property_is_of_consumers_and_of_producers() -> None:
 def test_secrets_are_masked(name: str) -> None:
     assert masked(name, "s3cret") == "********"
     assert masked("sasl.username", "payments") == "payments"
+
+
+def test_what_a_transaction_sends_has_less_time_than_the_transaction() -> None:
+    made = KafkaSettings(properties={"delivery.timeout.ms": "120000", "transaction.timeout.ms": 20_000}).transactor("a")
+
+    assert (made["transactional.id"], made["transaction.timeout.ms"], made["delivery.timeout.ms"]) == ("a", 20_000, 12_000)
+    assert made["topic.metadata.propagation.max.ms"] <= 12_000
+    assert "transaction.timeout.ms" not in KafkaSettings(properties={"transaction.timeout.ms": 20_000}).producer()
+    assert "transaction.timeout.ms" not in KafkaSettings(properties={"transaction.timeout.ms": 20_000}).consumer("g", "classic")

@@ -168,8 +168,16 @@ def test_a_handler_is_the_kind_of_function_that_its_connections_need(handler: Ha
 
 
 def test_offsets_leave_a_handlers_transaction_no_claims_and_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match='is handled in a transaction; leave out effects="offsets"'):
+    with pytest.raises(ConfigurationError, match='is handled in a transaction of its database; leave out effects="offsets"'):
         Service("books", handlers=[InTransaction()], settings=ServiceSettings(effects="offsets"))
+
+
+@pytest.mark.parametrize("effects", ["offsets", "kafka"])
+def test_effects_that_keep_no_claims_are_refused_beside_a_store_also_where_a_flag_says_so(effects: str) -> None:
+    service = Service("books", store=MemoryStore())
+
+    with pytest.raises(ConfigurationError, match=f'effects="{effects}" keeps no claims; leave out store='):
+        service.plan(service.resolve({"effects": effects}).settings)
 
 
 def test_async_and_plain_transactions_stand_in_one_service() -> None:

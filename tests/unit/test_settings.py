@@ -171,8 +171,10 @@ def test_what_is_no_number_at_all_is_out_of_range() -> None:
         ({"start": datetime(2026, 11, 22)}, "has no time zone"),  # noqa: DTZ001 - that is the mistake
         ({"start": datetime(2026, 11, 22, tzinfo=UTC), "kafka": KafkaSettings(bootstrap=EMBEDDED)}, "can't find offsets by time"),
         ({"effects": "transaction"}, "is what a handler asks for by its type"),
-        ({"effects": "kafka"}, "not part of this release; use claims or offsets"),
-        ({"effects": "none"}, "effects='none'; use claims or offsets"),
+        ({"effects": "kafka", "kafka": KafkaSettings(bootstrap=EMBEDDED)}, "keeps no offsets of transactions; run a Kafka"),
+        ({"effects": "none"}, "effects='none'; use claims, offsets or kafka"),
+        ({"transactional_id": "a"}, 'is for effects="kafka"'),
+        ({"effects": "kafka", "transactional_id": ""}, "transactional_id=''"),
     ],
 )
 def test_a_word_that_means_nothing_is_refused_with_those_that_do(given: dict[str, Any], why: str) -> None:
